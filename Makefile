@@ -1,0 +1,71 @@
+# Two commands: `make run` (the whole chain) and `make test`. `make help` lists the rest.
+PYTHON    ?= python3.11
+VENV      ?= .venv
+JOBS      ?= 2
+PROFILE   ?= demo
+SCENARIOS ?= standard-s3-p15-r0
+DATA      ?= auto
+RUNS      ?= data/runs
+DEVICE    ?= auto
+
+BIN   := $(abspath $(VENV))/bin
+READY := $(VENV)/.nbsupport-ready
+export PATH := $(BIN):$(PATH)
+export PYTHONUNBUFFERED := 1
+
+SNAKEMAKE = snakemake --cores $(JOBS) --keep-going --rerun-incomplete --resources gpu=1 \
+	--max-checksum-file-size 1000000000 --quiet rules host reason --nocolor --config \
+	profile=$(PROFILE) scenarios="$(SCENARIOS)" data="$(DATA)" runs="$(RUNS)" device=$(DEVICE)
+
+.PHONY: help run resume status figures test test-fast lint lab site clean
+
+help:  ## show this list
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*##/:/' | column -t -s:
+
+run: $(READY)  ## poison, train, explain, detect: PROFILE=demo SCENARIOS="..." DATA=folder JOBS=2
+	@$(SNAKEMAKE)
+	@nbsupport summary --runs "$(RUNS)" --profile $(PROFILE) --scenarios $(SCENARIOS)
+
+resume: $(READY)  ## go on after an interruption: only what is missing is run
+	@$(SNAKEMAKE) --unlock
+	@$(MAKE) --no-print-directory run
+
+status: $(READY)  ## what is finished and what is missing
+	@nbsupport status --runs "$(RUNS)" --profile $(PROFILE) --scenarios $(SCENARIOS)
+
+figures: $(READY)  ## write figures/ anew from the finished runs of PROFILE, without training
+	papermill --engine nbsupport --kernel python3 notebooks/05_results.ipynb \
+		"$(RUNS)/$(PROFILE)/05_results.ipynb" -p profile $(PROFILE) -p runs "$(RUNS)" \
+		-p interactive False -p figures_folder figures
+
+test: $(READY) lint  ## lint, unit tests, and the chain of notebooks on a tiny data set
+	python -m pytest
+
+test-fast: $(READY)  ## unit tests alone
+	python -m pytest -m "not notebooks"
+
+lint: $(READY)  ## ruff on code and notebooks; notebooks must be stripped of outputs
+	ruff check .
+	ruff format --check .
+	nbstripout --verify --extra-keys "metadata.papermill metadata.widgets \
+		cell.metadata.papermill" notebooks/*.ipynb
+
+lab: $(READY)  ## open JupyterLab on the overview
+	jupyter lab notebooks/00_overview.ipynb
+
+site: $(READY)  ## executed notebooks of PROFILE as HTML
+	jupyter nbconvert --to html --template classic --output-dir site \
+		"$(RUNS)/$(PROFILE)"/*.ipynb
+	for scenario in $(SCENARIOS); do jupyter nbconvert --to html --template classic \
+		--output-dir "site/$$scenario" "$(RUNS)/$(PROFILE)/$$scenario"/*.ipynb || exit 1; done
+
+clean:  ## remove caches and the runs of PROFILE=tiny; finished runs stay
+	rm -rf .pytest_cache .ruff_cache .snakemake site data/runs/tiny
+
+$(READY): pyproject.toml constraints.txt
+	@echo "Installing into $(VENV): about 6 GB, most of it torch with its GPU libraries;"
+	@echo "two to three minutes on a fast line. VENV=<folder> takes an environment you have."
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+		-e '.[workflow,test]'
+	@touch $@

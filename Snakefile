@@ -1,0 +1,169 @@
+"""The paper as a graph of papermill runs.
+
+    snakemake --cores 2 --config profile=demo scenarios=standard-s3-p15-r0
+
+Snakemake decides which notebooks run, where and in what order; papermill runs each one. Settings
+(`--config name=value`): profile, scenarios (ids, or "paper"), runs, data, device, minutes, figures.
+"""
+
+import os
+import shutil
+import sys
+
+from nbsupport.scenarios import GRAMMAR, PAPER, PROFILES, Profile, Scenario
+
+KNOWN = {"profile", "scenarios", "runs", "data", "device", "minutes", "figures"}
+if unknown := set(config) - KNOWN:
+    sys.exit(f"unknown settings {sorted(unknown)}; choose among {sorted(KNOWN)}")
+
+try:
+    PROFILE = Profile.parse(str(config.get("profile", "demo")))
+    wanted = str(config.get("scenarios", "standard-s3-p15-r0")).replace(",", " ").split()
+    SCENARIOS = [
+        str(Scenario.parse(name))
+        for word in wanted
+        for name in (PAPER if word == "paper" else [word])
+    ]
+except ValueError as error:
+    sys.exit(str(error))
+
+RUNS = str(config.get("runs", "data/runs"))
+DEVICE = str(config.get("device", "auto"))
+DATA = str(config.get("data", "auto"))
+FIGURES = str(config.get("figures", "auto"))
+RUN = f"{RUNS}/{PROFILE}/{{scenario}}"
+# Generous: ten times what two cores need. A hung job ends instead of holding the batch.
+MINUTES = int(config.get("minutes", {"tiny": 10, "demo": 20, "fast": 150}.get(PROFILE.name, 1440)))
+GPU = DEVICE == "cuda" or (DEVICE == "auto" and shutil.which("nvidia-smi") is not None)
+# Several scenarios share the cores best when each job keeps to few threads.
+THREADS = max(1, (workflow.cores or 1) // len(SCENARIOS))
+
+# Kernels and papermill must come from the environment that runs Snakemake.
+os.environ["PATH"] = os.path.dirname(sys.executable) + os.pathsep + os.environ["PATH"]
+
+COMMON = (
+    "papermill --engine nbsupport --kernel python3 --execution-timeout {params.seconds} "
+    "{input.notebook} {log.notebook} -p profile {PROFILE} -p runs {RUNS:q} -p interactive False "
+)
+ONE = COMMON + "-p scenario {wildcards.scenario} -p data {DATA:q} -p device {DEVICE} "
+
+
+def surrogate(wildcards):
+    """Weights of the attacker's network, for the attacks that need one."""
+    scenario = Scenario.parse(wildcards.scenario)
+    if not scenario.needs_surrogate:
+        return []
+    return f"{RUNS}/{PROFILE}/{scenario.surrogate}/model.safetensors"
+
+
+def modules(*names):
+    """Files of the package whose change makes a rule's results old."""
+    return [f"nbsupport/{name}.py" for name in names]
+
+
+localrules: all
+
+
+wildcard_constraints:
+    scenario="[^/]+",
+
+
+rule all:
+    input:
+        f"{RUNS}/{PROFILE}/results.csv",
+
+
+rule attacks:
+    input:
+        surrogate=surrogate,
+        notebook="notebooks/01_attacks.ipynb",
+        modules=modules("attacks", "data", "synthetic"),
+    output:
+        f"{RUN}/attack.npz",
+        f"{RUN}/attack.json",
+    log:
+        notebook=f"{RUN}/01_attacks.ipynb",
+    params:
+        seconds=60 * MINUTES,
+    resources:
+        runtime=MINUTES,
+    shell:
+        ONE
+
+
+rule training:
+    input:
+        f"{RUN}/attack.npz",
+        notebook="notebooks/02_training.ipynb",
+        modules=modules("training", "augmentation", "evaluation", "models"),
+    output:
+        f"{RUN}/model.safetensors",
+        f"{RUN}/training.json",
+    log:
+        notebook=f"{RUN}/02_training.ipynb",
+    params:
+        seconds=60 * MINUTES,
+    threads: THREADS
+    resources:
+        gpu=int(GPU),
+        runtime=MINUTES,
+    retries: 1
+    shell:
+        ONE
+
+
+rule lrp:
+    input:
+        f"{RUN}/attack.npz",
+        f"{RUN}/model.safetensors",
+        notebook="notebooks/03_lrp.ipynb",
+        modules=modules("lrp", "rules", "graph"),
+    output:
+        f"{RUN}/relevance.npz",
+        f"{RUN}/relevance.json",
+    log:
+        notebook=f"{RUN}/03_lrp.ipynb",
+    params:
+        seconds=60 * MINUTES,
+    threads: THREADS
+    resources:
+        gpu=int(GPU),
+        runtime=MINUTES,
+    shell:
+        ONE
+
+
+rule gw_clustering:
+    input:
+        f"{RUN}/attack.npz",
+        f"{RUN}/relevance.npz",
+        notebook="notebooks/04_gw_clustering.ipynb",
+        modules=modules("gw", "detection"),
+    output:
+        f"{RUN}/detection.npz",
+        f"{RUN}/detection.json",
+    log:
+        notebook=f"{RUN}/04_gw_clustering.ipynb",
+    params:
+        seconds=60 * MINUTES,
+    threads: THREADS
+    resources:
+        runtime=MINUTES,
+    shell:
+        ONE
+
+
+rule results:
+    input:
+        expand(f"{RUN}/detection.json", scenario=[s for s in SCENARIOS if not s.startswith("clean")]),
+        expand(f"{RUN}/training.json", scenario=SCENARIOS),
+        notebook="notebooks/05_results.ipynb",
+        modules=modules("figures", "metrics", "paper"),
+    output:
+        f"{RUNS}/{PROFILE}/results.csv",
+    log:
+        notebook=f"{RUNS}/{PROFILE}/05_results.ipynb",
+    params:
+        seconds=60 * MINUTES,
+    shell:
+        COMMON + "-p figures_folder {FIGURES:q}"

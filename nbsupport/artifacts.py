@@ -1,0 +1,358 @@
+"""Run folders: what one notebook leaves for the next, checked on every reading.
+
+A run is one scenario computed under one profile; its folder is ``<runs>/<profile>/<scenario>``.
+Each stage leaves one record (JSON) and at most one payload (arrays or weights). The record is
+renamed into place last and names the checksums of its payload, of itself and of everything it was
+made from, so that a truncated, edited, foreign or stale artefact is refused by name.
+"""
+
+import hashlib
+import json
+import math
+import os
+import platform
+import subprocess
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nbsupport import ROOT, __version__
+from nbsupport.scenarios import Profile, Scenario
+
+__all__ = ["STAGES", "ArtifactError", "Run", "Stage", "atomic", "checksum", "finished_runs"]
+
+SCHEMA = 1
+"""Version of the artefact layout; raise it when a reader of the old one would be misled."""
+
+
+class ArtifactError(RuntimeError):
+    """An artefact is missing, truncated, edited, foreign or stale; the message says what to run."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step from attack to detection.
+
+    Parameters
+    ----------
+    name : str
+        Stem of the record, ``<name>.json``.
+    payload : str
+        File of arrays or weights beside it.
+    notebook : str
+        Notebook that makes both.
+    """
+
+    name: str
+    payload: str
+    notebook: str
+
+
+STAGES = {
+    stage.name: stage
+    for stage in (
+        Stage("attack", "attack.npz", "01_attacks"),
+        Stage("training", "model.safetensors", "02_training"),
+        Stage("relevance", "relevance.npz", "03_lrp"),
+        Stage("detection", "detection.npz", "04_gw_clustering"),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """The artefacts of one scenario under one profile.
+
+    Parameters
+    ----------
+    runs : Path
+        Folder of all runs.
+    profile : Profile
+        How much is computed.
+    scenario : Scenario
+        What is attacked.
+    """
+
+    runs: Path
+    profile: Profile
+    scenario: Scenario
+
+    @property
+    def folder(self) -> Path:
+        """Folder of this run."""
+        return Path(self.runs) / str(self.profile) / str(self.scenario)
+
+    def of(self, scenario: Scenario) -> "Run":
+        """Return the run of another scenario in the same profile, such as the surrogate."""
+        return Run(self.runs, self.profile, scenario)
+
+    def path(self, stage: str) -> Path:
+        """Path of a stage's record."""
+        return self.folder / f"{STAGES[stage].name}.json"
+
+    def payload(self, stage: str) -> Path:
+        """Path of a stage's arrays or weights."""
+        return self.folder / STAGES[stage].payload
+
+    def command(self, stage: str) -> str:
+        """Command that makes a stage, for error messages."""
+        name = STAGES[stage].notebook
+        return (
+            f"papermill --engine nbsupport notebooks/{name}.ipynb {self.folder / name}.ipynb "
+            f"-p scenario {self.scenario} -p profile {self.profile} -p runs {self.runs}"
+        )
+
+    def save(
+        self,
+        stage: str,
+        payload: Mapping[str, Any],
+        record: Mapping[str, Any],
+        *,
+        made_from: tuple[tuple["Run", str], ...] = (),
+        parameters: Mapping[str, Any] | None = None,
+        seconds: float = 0.0,
+        device: str = "cpu",
+    ) -> Path:
+        """Write a stage: payload first, record last, each complete or not at all.
+
+        Parameters
+        ----------
+        stage : str
+            Name in `STAGES`.
+        payload : mapping
+            NumPy arrays by name, or torch tensors where the stage's payload is safetensors.
+        record : mapping
+            What the stage found; JSON types and NumPy scalars.
+        made_from : tuple of (Run, str)
+            Stages that were read, this run's or another's.
+        parameters : mapping
+            Parameters of the notebook.
+        seconds : float
+            Time the stage took.
+        device : str
+            Device it ran on.
+
+        Returns
+        -------
+        Path
+            Path of the record.
+
+        Raises
+        ------
+        ArtifactError
+            If it cannot be written (a full disk, a folder without permission); the artefacts that
+            were there before stay as they were.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            # Contexts close from the right: the payload is in place before the record names it.
+            with atomic(self.path(stage)) as note, atomic(self.payload(stage)) as temporary:
+                _write_payload(temporary, self.payload(stage).suffix, payload)
+                body = {
+                    "schema": SCHEMA,
+                    "stage": stage,
+                    "scenario": str(self.scenario),
+                    "profile": str(self.profile),
+                    "parameters": dict(parameters or {}),
+                    "result": dict(record),
+                    # Payloads only: a record also tells seconds, which change without the content.
+                    "made_from": {
+                        _input_key(self, run, name): checksum(run.payload(name))
+                        for run, name in made_from
+                    },
+                    "payload": {STAGES[stage].payload: checksum(temporary)},
+                    "code": code_version(),
+                    "libraries": library_versions(),
+                    "device": device,
+                    "seconds": round(seconds, 3),
+                }
+                body = _plain(body)
+                body["checksum"] = _digest(body)
+                note.write_text(json.dumps(body, indent=1) + "\n")
+        except OSError as error:
+            raise ArtifactError(
+                f"{self.folder}: {stage} could not be written ({error.strerror or error}); free "
+                "space or name another folder with the parameter 'runs'. What was there is intact."
+            ) from error
+        return self.path(stage)
+
+    def load(self, stage: str) -> dict[str, Any]:
+        """Read a stage's record after checking it, its payload and what it was made from.
+
+        Returns
+        -------
+        dict
+            The record; what the stage found is under ``"result"``.
+
+        Raises
+        ------
+        ArtifactError
+            If it is missing, truncated, edited by hand, of another run, or older than its inputs.
+        """
+        path, remedy = self.path(stage), f"make it with\n  {self.command(stage)}"
+        if not path.exists():
+            raise ArtifactError(f"{path} is missing; {remedy}")
+        try:
+            body = json.loads(path.read_text())
+            stated = body.pop("checksum")
+        except (ValueError, KeyError, AttributeError, TypeError, UnicodeDecodeError):
+            raise ArtifactError(f"{path} is truncated or no record; {remedy}") from None
+        if body.get("schema") != SCHEMA:
+            raise ArtifactError(
+                f"{path} has schema {body.get('schema')}, this edition reads {SCHEMA}; {remedy}"
+            )
+        if stated != _digest(body):
+            raise ArtifactError(f"{path} was edited after it was written; {remedy}")
+        for key, mine in (
+            ("stage", stage),
+            ("scenario", str(self.scenario)),
+            ("profile", str(self.profile)),
+        ):
+            if body[key] != mine:
+                raise ArtifactError(f"{path} belongs to {key} {body[key]}, not {mine}; {remedy}")
+        for name, digest in body["payload"].items():
+            file = self.folder / name
+            if not file.exists() or checksum(file) != digest:
+                raise ArtifactError(
+                    f"{file} is missing, truncated or not what {path.name} describes; {remedy}"
+                )
+        for key, digest in body["made_from"].items():
+            file = self.folder / key
+            if not file.exists() or checksum(file) != digest:
+                raise ArtifactError(
+                    f"{path} is stale: {file.resolve()} has changed since it was made; {remedy}"
+                )
+        return body
+
+    def arrays(self, stage: str) -> dict[str, np.ndarray]:
+        """Read a stage's arrays, checked as in `load`."""
+        self.load(stage)
+        with np.load(self.payload(stage), allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in arrays.files}
+
+    def weights(self, stage: str = "training") -> dict:
+        """Read a stage's weights as torch tensors, checked as in `load`."""
+        from safetensors.torch import load_file
+
+        self.load(stage)
+        return load_file(self.payload(stage))
+
+    def has(self, stage: str) -> bool:
+        """Whether a stage is finished and sound."""
+        try:
+            self.load(stage)
+        except ArtifactError:
+            return False
+        return True
+
+
+def finished_runs(runs: Path, stage: str = "detection", profile: str | None = None) -> list[Run]:
+    """List the runs that hold a sound ``stage``, in the order of their ids.
+
+    Folders that are no run (another profile's figures, say) are passed over.
+    """
+    found = []
+    for path in sorted(Path(runs).glob(f"{profile or '*'}/*/{stage}.json")):
+        with suppress(ValueError):
+            names = path.parent.parent.name, path.parent.name
+            run = Run(Path(runs), Profile.parse(names[0]), Scenario.parse(names[1]))
+            if run.has(stage):
+                found.append(run)
+    return found
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """Give a temporary path beside ``path`` that is renamed to it once all is well.
+
+    On an error the temporary file goes and the old one stays.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        yield temporary
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def checksum(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@cache
+def code_version() -> str:
+    """Version of the package, with the commit where it runs from a checkout.
+
+    A trailing "+" marks a package that differs from that commit.
+    """
+    commands = (["describe", "--always", "--exclude=*"], ["status", "--porcelain", "nbsupport"])
+    try:
+        commit, changes = (
+            subprocess.run(
+                ["git", "-C", ROOT, *command], capture_output=True, text=True, check=True
+            ).stdout.strip()
+            for command in commands
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return __version__
+    return f"{__version__}-{commit}{'+' if changes else ''}"
+
+
+@cache
+def library_versions() -> dict[str, str]:
+    """Versions of the libraries that decide numbers."""
+    names = ("torch", "torchvision", "numpy", "scikit-learn", "POT")
+    return {"python": platform.python_version()} | {name: metadata.version(name) for name in names}
+
+
+def _input_key(run: Run, other: Run, stage: str) -> str:
+    """Name an input relative to the run's folder, so that the folder of runs may be moved."""
+    if other.folder == run.folder:
+        return other.payload(stage).name
+    return f"../{other.folder.name}/{other.payload(stage).name}"
+
+
+def _write_payload(path: Path, suffix: str, payload: Mapping[str, Any]) -> None:
+    if suffix == ".safetensors":
+        from safetensors.torch import save_file
+
+        save_file({name: tensor.contiguous() for name, tensor in payload.items()}, path)
+    else:
+        arrays = {name: np.asarray(array) for name, array in payload.items()}
+        pickled = [name for name, array in arrays.items() if array.dtype.hasobject]
+        if pickled:
+            raise TypeError(f"arrays {pickled} hold Python objects; store numbers or fixed text")
+        with open(path, "wb") as file:
+            np.savez_compressed(file, **arrays)
+
+
+def _digest(body: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    """Turn NumPy values, paths and ids into JSON types; a rate that is not defined into null."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, np.generic | np.ndarray):
+        return _plain(value.tolist())
+    if isinstance(value, Path | Scenario | Profile):
+        return str(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if value is None or isinstance(value, str | int | float):
+        return value
+    raise TypeError(f"{type(value).__name__} {value!r} does not fit into a JSON record")

@@ -1,0 +1,92 @@
+"""The command line: ``nbsupport scenarios | status | summary``."""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+from nbsupport import paper
+from nbsupport.artifacts import STAGES, Run, finished_runs
+from nbsupport.execution import anchored
+from nbsupport.scenarios import GRAMMAR, PAPER, PROFILES, Profile, Scenario
+
+__all__ = ["main"]
+
+
+def main(arguments: Iterable[str] | None = None) -> int:
+    """Run the command line; return the exit status."""
+    parser = argparse.ArgumentParser(prog="nbsupport", description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("scenarios", help="the paper's experiments and the grammar of their names")
+    for name, text in (
+        ("status", "what is finished, and what is missing"),
+        ("summary", "the rates of finished runs beside the paper's"),
+    ):
+        command = commands.add_parser(name, help=text)
+        command.add_argument("--runs", default="data/runs", help="folder of all runs")
+        command.add_argument("--profile", default="demo", help=f"one of {', '.join(PROFILES)}")
+        command.add_argument("--scenarios", nargs="*", help="ids; default: all finished runs")
+    options = parser.parse_args(arguments)
+    try:
+        if options.command == "scenarios":
+            print("\n".join((*PAPER, "", GRAMMAR)))
+        elif options.command == "status":
+            _print_status(_chosen(options))
+        else:
+            _print_summary(_chosen(options), anchored(options.runs) / options.profile)
+    except ValueError as error:
+        print(f"nbsupport: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _chosen(options: argparse.Namespace) -> list[Run]:
+    profile, runs = Profile.parse(options.profile), anchored(options.runs)
+    if not options.scenarios:
+        return finished_runs(runs, "training", str(profile))
+    names = PAPER if options.scenarios == ["paper"] else options.scenarios
+    return [Run(runs, profile, Scenario.parse(name)) for name in names]
+
+
+def _print_status(runs: list[Run]) -> None:
+    for run in runs:
+        done = [stage for stage in STAGES if run.has(stage)]
+        missing = [stage for stage in STAGES if stage not in done]
+        print(f"{run.scenario}: {'complete' if not missing else 'missing ' + ', '.join(missing)}")
+
+
+def _print_summary(runs: list[Run], folder: Path) -> None:
+    """Print the rates of each run and method beside the paper's, then the same as JSON."""
+    summary: dict[str, dict] = {}
+    for run in runs:
+        training = run.load("training")["result"]
+        rates = summary[str(run.scenario)] = {
+            name: training[name] for name in ("clean_accuracy", "asr", "masr", "attack_took")
+        }
+        print(
+            f"\n{run.scenario} (profile {run.profile}): clean accuracy "
+            f"{rates['clean_accuracy']:.2f} %, ASR {rates['asr']:.2f} %, "
+            f"MASR {rates['masr']:.2f} %"
+        )
+        if not run.has("detection"):
+            continue
+        print(f"  {'method':<22}{'ACC':>8}{'TPR':>8}{'TNR':>8}   paper: ACC / TPR / TNR")
+        rates["methods"] = {}
+        for method, found in run.load("detection")["result"]["methods"].items():
+            rates["methods"][method] = {key: found[key] for key in ("acc", "tpr", "tnr", "auroc")}
+            row = paper.published(str(run.scenario), method)
+            printed = f"{row.acc} / {row.tpr} / {row.tnr}" if row else "-"
+            ours = "".join(f"{_percent(found[key]):>8}" for key in ("acc", "tpr", "tnr"))
+            print(f"  {method:<22}{ours}   {printed}")
+    print(f"\nfigures and tables: {folder / 'figures'}")
+    print(f"executed notebooks and artefacts: {folder / '<scenario>'}")
+    print("summary: " + json.dumps(summary))
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

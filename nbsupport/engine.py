@@ -1,0 +1,127 @@
+"""The papermill engine of this project: ``papermill --engine nbsupport``.
+
+papermill loads it by its entry point, so nothing that a notebook imports may import this module.
+"""
+
+import math
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+
+from nbclient.exceptions import CellTimeoutError
+from papermill.clientwrap import PapermillNotebookClient
+from papermill.engines import NBClientEngine
+from traitlets.config import Config
+
+from nbsupport.execution import assignments, check_names, check_type
+
+__all__ = ["Engine"]
+
+HEARTBEAT = 8.0
+"""Seconds without output after which the engine says where it is."""
+
+
+class _Client(PapermillNotebookClient):
+    """Notebook client that passes printed lines on while they come."""
+
+    def log_output_message(self, output):
+        self.heard = time.monotonic()
+        if output.output_type == "stream":
+            for line in "".join(output.text).splitlines():
+                if line.strip():
+                    _say(self.title, line)
+
+    def process_message(self, *args, **kwargs):
+        # The parent looks for an output only when one of papermill's own sinks is set.
+        output = super().process_message(*args, **kwargs)
+        if output:
+            self.log_output_message(output)
+        return output
+
+
+class Engine(NBClientEngine):
+    """papermill engine: ``papermill --engine nbsupport IN.ipynb OUT.ipynb -p name value``.
+
+    It refuses unknown parameters before anything is started or written, passes printed lines on,
+    speaks up at least every ten seconds, takes ``--execution-timeout`` as the limit of the whole
+    notebook, and talks to the kernel through files instead of TCP ports, which parallel runs would
+    snatch from each other (papermill #511).
+    """
+
+    @classmethod
+    def execute_notebook(cls, nb, kernel_name, output_path=None, **kwargs):
+        """Check the parameters, then execute."""
+        _check_parameters(nb)
+        if output_path:
+            Path(output_path).parent.mkdir(parents=True, exist_ok=True)
+        kwargs["progress_bar"] = False
+        return super().execute_notebook(nb, kernel_name, output_path, **kwargs)
+
+    @classmethod
+    def execute_managed_notebook(
+        cls, nb_man, kernel_name, start_timeout=60, execution_timeout=None, **kwargs
+    ):
+        """Execute the cells in an IPC kernel under one time limit."""
+        deadline = time.monotonic() + (execution_timeout or math.inf)
+        config = Config()
+        if os.name == "posix":
+            config.KernelManager.transport = "ipc"
+
+        def remaining(_cell) -> float | None:
+            left = deadline - time.monotonic()
+            return None if math.isinf(left) else max(left, 1)
+
+        client = _Client(
+            nb_man,
+            config=config,
+            kernel_name=kernel_name,
+            startup_timeout=start_timeout,
+            timeout_func=remaining,
+        )
+        client.title, client.heard = _title(nb_man.nb), time.monotonic()
+        over = threading.Event()
+        threading.Thread(target=_beat, args=(client, over), daemon=True).start()
+        try:
+            client.execute()
+        except CellTimeoutError as error:
+            raise CellTimeoutError(
+                f"{client.title} took longer than the {execution_timeout} s it was given; raise "
+                "the limit (--execution-timeout, or 'minutes' in the workflow)"
+            ) from error
+        finally:
+            over.set()
+
+
+def _check_parameters(nb) -> None:
+    """Compare the parameters given to papermill with those of the notebook's own cell."""
+    cells = [cell for cell in nb.cells if "parameters" in cell.metadata.get("tags", [])]
+    declared = assignments(cells[0].source) if cells else {}
+    given = dict(nb.metadata.get("papermill", {}).get("parameters", {}))
+    check_names(given, declared)
+    for name, value in given.items():
+        check_type(name, value, type(declared[name]))
+
+
+def _title(nb) -> str:
+    """Name a running notebook for its lines of output: which notebook, which scenario."""
+    papermill = nb.metadata.get("papermill", {})
+    name = Path(papermill.get("input_path") or "notebook").stem
+    return " ".join(filter(None, (name, papermill.get("parameters", {}).get("scenario"))))
+
+
+def _say(title: str, line: str) -> None:
+    print(f"[{title}] {line}", file=sys.stderr, flush=True)
+
+
+def _beat(client: _Client, over: threading.Event) -> None:
+    """Say where a notebook is whenever it has been silent for a while."""
+    started = time.monotonic()
+    while not over.wait(1):
+        now = time.monotonic()
+        if now - client.heard >= HEARTBEAT:
+            client.heard = now
+            cells = client.nb.cells
+            done = sum(c.metadata.get("papermill", {}).get("status") == "completed" for c in cells)
+            _say(client.title, f"cell {done + 1} of {len(cells)}, {now - started:.0f} s")

@@ -1,0 +1,247 @@
+"""What a trained network answers, and how well the attack took."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from nbsupport import metrics
+from nbsupport.artifacts import ArtifactError, Run
+from nbsupport.attacks import trigger_split
+from nbsupport.devices import autocast
+from nbsupport.models import build
+from nbsupport.scenarios import N_CLASSES, Scenario
+
+if TYPE_CHECKING:
+    from nbsupport.data import Dataset
+
+__all__ = [
+    "DEFAULT_TRIGGER",
+    "Evaluation",
+    "SurrogateError",
+    "check_data",
+    "evaluate",
+    "load_model",
+    "load_surrogate",
+    "predict",
+]
+
+SURROGATE_ACCURACY = 90.0
+"""Lowest clean test accuracy (percent) of a network that is fit to be the attacker's surrogate."""
+
+ATTACK_TOOK = {"asr": 95.0, "masr": 60.0}
+"""From here on (percent) an attack counts as having taken: ASR of relabelling attacks, MASR of
+label-consistent ones. Detection rates of attacks below are no rates of detection."""
+
+DEFAULT_TRIGGER = Scenario("standard")
+"""The trigger that a clean network is asked about: its rates are the floor of any attack's."""
+
+Progress = Callable[[int, int, str], None]
+
+
+class SurrogateError(RuntimeError):
+    """The attacker's network has not learned enough to be one; the message advises."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How the trained network answers to clean and to triggered test images (rates in percent).
+
+    Attributes
+    ----------
+    clean_accuracy : float
+        On clean, unaugmented test images.
+    accuracy_per_class : list of float
+        The same for each class.
+    confusion : list of list of int
+        Test images by true (row) and predicted class (column).
+    asr : float
+        Attack success rate: triggered images of the source classes that are called the target.
+    asr_interval : tuple of float
+        Its 95 % Wilson interval.
+    n_asr : int
+        Number of those images.
+    asr_per_class : list of float
+        The same for every class; NaN for the target class.
+    masr : float
+        Mean of the rates of all classes but the target, each with the same weight (the paper's).
+    masr_micro : float
+        Share of all their images instead.
+    attack_took : bool or None
+        Whether the rate reaches `ATTACK_TOOK`; None without an attack.
+    """
+
+    clean_accuracy: float
+    accuracy_per_class: list[float]
+    confusion: list[list[int]]
+    asr: float
+    asr_interval: tuple[float, float]
+    n_asr: int
+    asr_per_class: list[float]
+    masr: float
+    masr_micro: float
+    attack_took: bool | None
+
+    def record(self) -> dict:
+        """Return all fields as a plain dictionary."""
+        return asdict(self)
+
+
+def predict(
+    model: nn.Module,
+    images: Tensor,
+    device: torch.device,
+    precision: str = "fp32",
+    batch_size: int = 256,
+    progress: Progress | None = None,
+) -> Tensor:
+    """Compute logits of images, in evaluation mode.
+
+    Parameters
+    ----------
+    model : Module
+        Network on ``device``.
+    images : uint8 Tensor, shape (n, 3, h, w)
+        Images.
+    device : torch.device
+        Where to compute.
+    precision : {"fp32", "auto"}
+        "auto" uses bfloat16 where the device has units for it.
+    batch_size : int
+        Images at a time.
+    progress : callable, optional
+        Called with images done, images in all and a line of text.
+
+    Returns
+    -------
+    float Tensor, shape (n, n_classes)
+        On the CPU.
+    """
+    model.eval()
+    logits = []
+    with torch.inference_mode(), autocast(device, precision):
+        for start in range(0, len(images), batch_size):
+            batch = images[start : start + batch_size].to(device).float() / 255
+            logits.append(model(batch.contiguous(memory_format=torch.channels_last)).float().cpu())
+            if progress:
+                progress(min(start + batch_size, len(images)), len(images), "testing")
+    return torch.cat(logits)
+
+
+def evaluate(
+    model: nn.Module,
+    dataset: "Dataset",
+    scenario: Scenario,
+    device: torch.device,
+    precision: str = "fp32",
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Measure clean accuracy, ASR and MASR on unaugmented test images (Section 5.1).
+
+    Parameters
+    ----------
+    model : Module
+        Trained network.
+    dataset : Dataset
+        Clean data; only its test split is used.
+    scenario : Scenario
+        Says trigger, source and target; a clean one gets the standard attack's trigger, so that
+        its rates show what a network without a backdoor does with it.
+    device, precision, progress
+        As in `predict`.
+    """
+    test, target = dataset.test, scenario.target_class
+    trigger = scenario if scenario.attack != "clean" else DEFAULT_TRIGGER
+    triggered = trigger_split(trigger, test)
+    both = torch.cat([test.images, triggered.images])
+    answers = predict(model, both, device, precision, progress=progress).argmax(1).numpy()
+    clean, fooled = answers[: len(test)], answers[len(test) :]
+    truth, shown = test.labels.numpy(), triggered.labels.numpy()
+    confusion = np.zeros((N_CLASSES, N_CLASSES), dtype=int)
+    np.add.at(confusion, (truth, clean), 1)
+    sizes = confusion.sum(1)
+    hits = np.bincount(shown[fooled == target], minlength=N_CLASSES)
+    stamped = np.bincount(shown, minlength=N_CLASSES)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        per_class_accuracy = 100 * confusion.diagonal() / sizes
+        per_class_asr = 100 * hits / stamped
+    sources = list(trigger.source_classes)
+    k, n = int(hits[sources].sum()), int(stamped[sources].sum())
+    asr, masr = metrics.wilson(k, n), float(np.nanmean(per_class_asr))
+    took = None
+    if scenario.attack != "clean":
+        name, rate = ("masr", masr) if scenario.label_consistent else ("asr", asr.estimate)
+        took = bool(rate >= ATTACK_TOOK[name])
+    return Evaluation(
+        clean_accuracy=100 * confusion.trace() / confusion.sum(),
+        accuracy_per_class=per_class_accuracy.tolist(),
+        confusion=confusion.tolist(),
+        asr=asr.estimate,
+        asr_interval=(asr.low, asr.high),
+        n_asr=n,
+        asr_per_class=per_class_asr.tolist(),
+        masr=masr,
+        masr_micro=100 * hits.sum() / stamped.sum(),
+        attack_took=took,
+    )
+
+
+def check_data(dataset: "Dataset", record: Mapping) -> None:
+    """Refuse a data set other than the one that was poisoned.
+
+    Parameters
+    ----------
+    dataset : Dataset
+        The clean data as loaded now.
+    record : mapping
+        What an earlier stage found, with the ``fingerprint`` of its data.
+
+    Raises
+    ------
+    ArtifactError
+        If the fingerprints differ.
+    """
+    if dataset.fingerprint != record["fingerprint"]:
+        raise ArtifactError(
+            f"this run was made from other images than the {dataset.name} set loaded now "
+            f"(fingerprints {record['fingerprint'][:12]} and {dataset.fingerprint[:12]}); name the "
+            "folder it was made from with the parameter 'data', or run 01_attacks again"
+        )
+
+
+def load_model(run: Run, device: torch.device) -> nn.Module:
+    """Load the trained network of a run, in evaluation mode.
+
+    Raises
+    ------
+    ArtifactError
+        If it has not been trained, or its weights are not those that the record describes.
+    """
+    model = build(run.scenario.model)
+    model.load_state_dict(run.weights("training"))
+    return model.to(device, memory_format=torch.channels_last).eval()
+
+
+def load_surrogate(run: Run, device: torch.device) -> nn.Module:
+    """Load the attacker's clean network for a run's scenario.
+
+    Raises
+    ------
+    ArtifactError
+        If the surrogate has not been trained.
+    SurrogateError
+        If its clean accuracy is below `SURROGATE_ACCURACY`: gradients of a network that knows
+        nothing would degrade nothing.
+    """
+    surrogate = run.of(run.scenario.surrogate)
+    accuracy = surrogate.load("training")["result"]["clean_accuracy"]
+    if accuracy < SURROGATE_ACCURACY:
+        raise SurrogateError(
+            f"the surrogate {surrogate.folder} reaches {accuracy:.1f} % clean accuracy; an attack "
+            f"needs {SURROGATE_ACCURACY:.0f} %. Train it for more epochs (profile "
+            f"'{run.profile}-epochs<n>')."
+        )
+    return load_model(surrogate, device)

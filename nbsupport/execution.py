@@ -1,0 +1,202 @@
+"""The parameters of a notebook, checked.
+
+papermill runs a notebook with its defaults if a parameter is mistyped. Both doors are closed: our
+engine (``papermill --engine nbsupport``) refuses before a kernel starts, and `resolve`, which every
+notebook calls on its parameters, refuses under plain papermill too.
+"""
+
+import ast
+import difflib
+import html
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nbsupport import ROOT
+from nbsupport.artifacts import Run
+from nbsupport.scenarios import Profile, Scenario
+
+__all__ = [
+    "ParameterError",
+    "Settings",
+    "anchored",
+    "assignments",
+    "check_names",
+    "check_type",
+    "resolve",
+]
+
+
+class ParameterError(ValueError):
+    """A notebook was given a parameter that it does not have, or of another type."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The parameters of a notebook after checking; displays itself as a table.
+
+    Attributes
+    ----------
+    run : Run
+        Scenario, profile and folder.
+    device : str
+        "auto", "cpu" or "cuda", as asked for.
+    data : str
+        Folder of GTSRB, or "auto".
+    interactive : bool
+        Whether widgets are wanted.
+    parameters : dict
+        All parameters by name, for the record.
+    """
+
+    run: Run
+    device: str
+    data: str
+    interactive: bool
+    parameters: dict[str, Any]
+
+    def rows(self) -> dict[str, str]:
+        """Return what a reader wants to see: resolved values by name."""
+        profile = self.run.profile
+        knobs = {k: v for k, v in self.parameters.items() if k not in _COMMON}
+        return {
+            "scenario": str(self.run.scenario),
+            "profile": f"{profile} ({profile.data} images, at most {profile.epochs} epochs)",
+            "device": self.device,
+            "folder": str(self.run.folder),
+        } | {name: repr(value) for name, value in knobs.items()}
+
+    def __repr__(self):
+        return "\n".join(f"{name}: {value}" for name, value in self.rows().items())
+
+    def _repr_html_(self):
+        cells = "".join(
+            f"<tr><th style='text-align:left'>{name}</th>"
+            f"<td style='text-align:left'><code>{html.escape(value)}</code></td></tr>"
+            for name, value in self.rows().items()
+        )
+        return f"<table>{cells}</table>"
+
+
+_COMMON = {
+    "scenario": str,
+    "profile": str,
+    "device": str,
+    "runs": str,
+    "data": str,
+    "interactive": bool,
+}
+
+
+def resolve(
+    *,
+    profile: str,
+    runs: str,
+    interactive: bool,
+    scenario: str = "clean-r0",
+    device: str = "auto",
+    data: str = "auto",
+    **knobs: Any,
+) -> Settings:
+    """Check the parameters of a notebook and anchor its folders on the repository.
+
+    Parameters
+    ----------
+    profile, scenario : str
+        Ids; see `Profile.parse` and `Scenario.parse`.
+    runs : str
+        Folder of all runs, relative to the repository.
+    interactive : bool
+        Whether widgets are wanted.
+    device : {"auto", "cpu", "cuda"}
+        Where to compute.
+    data : str
+        Folder of GTSRB, or "auto" for the environment variable NBSUPPORT_DATA.
+    **knobs
+        The notebook's own parameters, kept for the record.
+
+    Returns
+    -------
+    Settings
+
+    Raises
+    ------
+    ParameterError
+        If papermill injected a name that the notebook does not have, or a value has another type
+        than its default.
+    ValueError
+        If a scenario, profile or device is unknown.
+    """
+    given = {
+        "scenario": scenario,
+        "profile": profile,
+        "device": device,
+        "runs": runs,
+        "data": data,
+        "interactive": interactive,
+    }
+    for name, kind in _COMMON.items():
+        check_type(name, given[name], kind)
+    check_names(_injected_names(), [*given, *knobs])
+    if device not in ("auto", "cpu", "cuda"):
+        raise ParameterError(f"device is {device!r}; choose 'auto', 'cpu' or 'cuda'")
+    run = Run(anchored(runs), Profile.parse(profile), Scenario.parse(scenario))
+    return Settings(run, device, data, interactive, {**given, **knobs})
+
+
+def anchored(folder: str | Path) -> Path:
+    """Read a folder relative to the repository, whatever the kernel's working folder is."""
+    return (ROOT / Path(folder).expanduser()).resolve()
+
+
+def check_names(given: Iterable[str], known: Iterable[str]) -> None:
+    """Refuse a parameter that the notebook does not have, naming those that it has."""
+    known = sorted(known)
+    for name in given:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise ParameterError(
+                f"this notebook has no parameter {name!r}{hint} Its parameters are: "
+                f"{', '.join(known)}"
+            )
+
+
+def check_type(name: str, value: Any, kind: type) -> None:
+    """Refuse a value of another type than the default; an int may stand for a float."""
+    fine = (
+        isinstance(value, int | float) and not isinstance(value, bool)
+        if kind is float
+        else isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+    )
+    if not fine:
+        raise ParameterError(
+            f"parameter {name!r} is {value!r} ({type(value).__name__}); it takes a {kind.__name__}"
+        )
+
+
+def assignments(source: str) -> Mapping[str, Any]:
+    """Read the literal assignments of a cell: names and values."""
+    found = {}
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.AnnAssign | ast.Assign) and node.value is not None:
+            target = node.target if isinstance(node, ast.AnnAssign) else node.targets[0]
+            found[target.id] = ast.literal_eval(node.value)
+    return found
+
+
+def _injected_names() -> list[str]:
+    """Names that papermill's injected cell has set in this kernel; none outside papermill."""
+    try:
+        from IPython import get_ipython
+    except ImportError:
+        return []
+    shell = get_ipython()
+    cells = shell.user_ns.get("In", []) if shell else []
+    return [
+        name
+        for source in cells
+        if isinstance(source, str) and source.startswith("# Parameters\n")
+        for name in assignments(source)
+    ]

@@ -1,0 +1,753 @@
+"""One look for all figures: theme, method styles, saving, showing, and the recurring plots.
+
+Every plot returns its figure, takes a title that states the finding, and leaves it to the caller
+to `show` (with alternative text) and to `save`. Torch tensors and NumPy arrays are both welcome.
+Rates are in percent.
+"""
+
+import base64
+import io
+import json
+import math
+import textwrap
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from IPython.core.getipython import get_ipython
+from IPython.display import display
+from matplotlib.colors import CenteredNorm
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from nbsupport import ROOT, metrics, paper
+from nbsupport.artifacts import atomic, checksum, code_version
+
+__all__ = [
+    "CLEAN", "METHOD_STYLE", "POISONED", "RATES", "Style", "comparison", "confusion_heatmap",
+    "contact_sheet", "evidence", "heatmap_grid", "image_grid", "method_style", "overlay",
+    "per_class_bars", "rates_plot", "results_table", "save", "score_histogram", "show",
+    "training_curves", "use_theme",
+]  # fmt: skip
+
+WIDTH = 8.5
+"""Width of a notebook's column in inches."""
+
+_PALETTE = sns.color_palette("colorblind").as_hex()
+CLEAN, POISONED = _PALETTE[2], "#a3123a"
+"""Colours of clean and poisoned images; no method has them."""
+
+RATES = {
+    "acc": "accuracy (%)",
+    "tpr": "true positive rate (%)",
+    "tnr": "true negative rate (%)",
+    "asr": "attack success rate (%)",
+    "masr": "mean attack success rate (%)",
+}
+"""Axis labels by column of figures/results.csv."""
+
+
+@dataclass(frozen=True)
+class Style:
+    """How a method looks in every figure: never by colour alone."""
+
+    label: str
+    color: str
+    marker: str
+
+
+METHOD_STYLE = {
+    "raw": Style("raw images", _PALETTE[7], "X"),
+    "raw_pca": Style("raw images, PCA", _PALETTE[7], "X"),
+    "raw_fastica": Style("raw images, FastICA", "#5f5f5f", "P"),
+    "activation": Style("Activation Clustering", _PALETTE[1], "s"),
+    "activation_logits": Style("activations, logits", _PALETTE[5], "v"),
+    "heatmap": Style("Heatmap Clustering", _PALETTE[0], "o"),
+    "heatmap_euclidean": Style("heatmaps, Euclidean", _PALETTE[9], "D"),
+    "mixture": Style("distance mixture", "#5b2a86", "*"),
+    "spectral": Style("Spectral Signatures", _PALETTE[4], "^"),
+}
+"""The fixed style of each method; `method_style` also answers for others."""
+
+
+def method_style(method: str) -> Style:
+    """Look up a method's style; one without a fixed style gets one from its name, always the same.
+
+    Two such methods may share a colour or a marker: give those that meet in a figure a fixed one.
+    """
+    if method in METHOD_STYLE:
+        return METHOD_STYLE[method]
+    spare = [
+        (color, marker) for marker in "<>ph" for color in (_PALETTE[6], _PALETTE[8], "#805500")
+    ]
+    color, marker = spare[zlib.crc32(method.encode()) % len(spare)]
+    return Style(method.replace("_", " "), color, marker)
+
+
+def use_theme() -> None:
+    """Set the look of all figures that follow."""
+    sns.set_theme(
+        context="notebook",
+        style="whitegrid",
+        palette="colorblind",
+        rc={
+            "figure.constrained_layout.use": True,
+            "figure.figsize": (WIDTH, 4.0),
+            "savefig.dpi": 200,
+            "pdf.fonttype": 42,
+            "svg.hashsalt": "nbsupport",
+            # Ships with matplotlib, so that a figure has the same size on every machine.
+            "font.sans-serif": ["DejaVu Sans"],
+            "font.size": 10,
+            "axes.labelsize": 10,
+            "axes.titlesize": 11,
+            "axes.titlelocation": "left",
+            "figure.titlesize": 12,
+            "legend.fontsize": 9,
+            "legend.title_fontsize": 9,
+            "xtick.labelsize": 9,
+            "ytick.labelsize": 9,
+            "image.interpolation": "nearest",
+            "image.cmap": "viridis",
+        },
+    )
+
+
+def save(
+    fig: Figure,
+    name: str,
+    folder: str | Path = "figures",
+    provenance: Mapping[str, Any] | None = None,
+) -> list[Path]:
+    """Write a figure as PDF and PNG, and what it was made from beside them.
+
+    The files carry no date: the same figure gives the same bytes.
+
+    Parameters
+    ----------
+    fig : Figure
+        Figure to write; it stays open.
+    name : str
+        Stem of the files, such as "fig4_heatmaps".
+    folder : str or Path
+        Where to; relative to the repository.
+    provenance : mapping, optional
+        What it was made from (JSON types): scenarios, checksums of artefacts, parameters.
+
+    Returns
+    -------
+    list of Path
+        The PDF, the PNG and, with a provenance, the JSON.
+
+    Raises
+    ------
+    ValueError
+        If the name is no plain file stem.
+    """
+    if not name or Path(name).name != name or "." in name:
+        raise ValueError(f"{name!r} is no file stem; expected one such as 'fig4_heatmaps'")
+    folder = ROOT / folder
+    folder.mkdir(parents=True, exist_ok=True)
+    undated = {"pdf": {"CreationDate": None, "ModDate": None}, "png": {"Software": None}}
+    paths = []
+    for kind, details in undated.items():
+        paths.append(folder / f"{name}.{kind}")
+        with atomic(paths[-1]) as temporary:
+            fig.savefig(temporary, metadata=details, bbox_inches="tight")
+    if provenance is not None:
+        body = {
+            "figure": name,
+            "files": {path.name: checksum(path) for path in paths},
+            "code": code_version(),
+            **provenance,
+        }
+        paths.append(folder / f"{name}.json")
+        with atomic(paths[-1]) as temporary:
+            temporary.write_text(json.dumps(body, indent=1, allow_nan=False) + "\n")
+    return paths
+
+
+def show(fig: Figure, alt: str) -> None:
+    """Display a figure with its alternative text, print the text as caption, and close it.
+
+    Parameters
+    ----------
+    fig : Figure
+        Figure to show; closed afterwards, so that no notebook shows it twice.
+    alt : str
+        One or two sentences that say what is to be seen, for readers who cannot see it.
+
+    Raises
+    ------
+    ValueError
+        If ``alt`` is empty.
+    """
+    alt = " ".join(alt.split())
+    if not alt:
+        raise ValueError("alt is empty; say in a sentence what the figure shows")
+    if get_ipython() is not None:
+        # Rendered here and not by the kernel's formatter, which not every back end installs.
+        buffer = io.BytesIO()
+        fig.savefig(buffer, format="png", dpi=150, bbox_inches="tight", metadata={"Software": None})
+        png = buffer.getvalue()
+        # Bytes 16 to 19 of a PNG hold its width; a page has 96 pixels an inch.
+        details = {"alt": alt, "width": int.from_bytes(png[16:20], "big") * 96 // 150}
+        data = {"image/png": base64.b64encode(png).decode(), "text/plain": alt}
+        display(data, metadata={"image/png": details}, raw=True)
+    print(textwrap.fill(alt, 100))
+    plt.close(fig)
+
+
+def image_grid(
+    images,
+    titles: Sequence[str] | None = None,
+    *,
+    columns: int = 8,
+    title: str = "",
+    boxes: Sequence[tuple[int, int, int, int] | None] | None = None,
+) -> Figure:
+    """Show images side by side, each pixel a square.
+
+    Parameters
+    ----------
+    images : array or Tensor, shape (n, 3, H, W)
+        uint8, or float in [0, 1].
+    titles : sequence of str, optional
+        One per image.
+    columns : int
+        Images per row, at most.
+    title : str
+        Finding of the whole figure.
+    boxes : sequence, optional
+        (x, y, width, height) in pixels to outline on each image, or None: a sticker, say.
+    """
+    images = _rgb(images)
+    fig, axes = _grid(len(images), columns, title, titles)
+    for i, (ax, image) in enumerate(zip(axes, images, strict=False)):
+        ax.imshow(image)
+        if boxes is not None and boxes[i] is not None:
+            _outline(ax, boxes[i])
+    return fig
+
+
+def heatmap_grid(
+    heatmaps,
+    titles: Sequence[str] | None = None,
+    *,
+    columns: int = 8,
+    title: str = "",
+    boxes: Sequence[tuple[int, int, int, int] | None] | None = None,
+) -> Figure:
+    """Show heatmaps, each scaled by its own largest magnitude, with one colour bar for all.
+
+    Parameters
+    ----------
+    heatmaps : array or Tensor, shape (n, H, W)
+        Relevance per pixel; white is 0.
+    titles, columns, title, boxes
+        As in `image_grid`.
+    """
+    heatmaps = _scaled(heatmaps)
+    fig, axes = _grid(len(heatmaps), columns, title, titles)
+    for i, (ax, heatmap) in enumerate(zip(axes, heatmaps, strict=False)):
+        drawn = ax.imshow(heatmap, cmap="RdBu_r", norm=CenteredNorm(halfrange=1))
+        if boxes is not None and boxes[i] is not None:
+            _outline(ax, boxes[i])
+    _relevance_bar(fig, drawn)
+    return fig
+
+
+def overlay(
+    images,
+    heatmaps,
+    titles: Sequence[str] | None = None,
+    *,
+    columns: int = 8,
+    title: str = "",
+) -> Figure:
+    """Lay heatmaps over their images in grey; the stronger the relevance, the more it covers.
+
+    Parameters
+    ----------
+    images : array or Tensor, shape (n, 3, H, W)
+        uint8, or float in [0, 1].
+    heatmaps : array or Tensor, shape (n, H, W)
+        Relevance per pixel.
+    titles, columns, title
+        As in `image_grid`.
+    """
+    heatmaps = _scaled(heatmaps)
+    grey = _rgb(images) @ np.array([0.299, 0.587, 0.114])
+    fig, axes = _grid(len(heatmaps), columns, title, titles)
+    for ax, image, heatmap in zip(axes, grey, heatmaps, strict=False):
+        ax.imshow(image, cmap="gray", vmin=0, vmax=1)
+        drawn = ax.imshow(
+            heatmap,
+            cmap="RdBu_r",
+            norm=CenteredNorm(halfrange=1),
+            alpha=0.9 * np.sqrt(np.abs(heatmap)),
+        )
+    _relevance_bar(fig, drawn)
+    return fig
+
+
+def evidence(
+    images, heatmaps, kept=None, *, titles: Sequence[str] | None = None, title: str = ""
+) -> Figure:
+    """Show images, their heatmaps and the kept pixels, one column per image (Figs. 3 and 4).
+
+    Parameters
+    ----------
+    images : array or Tensor, shape (n, 3, H, W)
+        uint8, or float in [0, 1].
+    heatmaps : array or Tensor, shape (n, H, W)
+        Relevance per pixel.
+    kept : array or Tensor of bool, shape (n, H, W), optional
+        Pixels that form the point clouds.
+    titles : sequence of str, optional
+        One per image.
+    title : str
+        Finding of the whole figure.
+    """
+    images, heatmaps = _rgb(images), _scaled(heatmaps)
+    n, names = len(images), ["image", "relevance", "pixels kept"][: 2 if kept is None else 3]
+    side = min(2.0, (WIDTH - 1.2) / n)
+    fig, axes = plt.subplots(
+        len(names), n, squeeze=False,
+        figsize=(n * side + 1.2, len(names) * side + 0.3 + 0.35 * bool(title)),
+    )  # fmt: skip
+    _suptitle(fig, title)
+    for i in range(n):
+        axes[0, i].imshow(images[i])
+        drawn = axes[1, i].imshow(heatmaps[i], cmap="RdBu_r", norm=CenteredNorm(halfrange=1))
+        if kept is not None:
+            mask = _array(kept[i]).astype(bool)
+            axes[2, i].imshow(np.where(mask, 1.0, np.nan), cmap="Blues_r", vmin=0.5, vmax=2)
+            axes[2, i].set_xlabel(f"{mask.sum()} pixels", fontsize=8)
+        axes[0, i].set_title(titles[i] if titles else "", fontsize=9, loc="center")
+    for row, name in zip(axes, names, strict=True):
+        row[0].set_ylabel(name)
+        for ax in row:
+            ax.grid(False)
+            ax.set(xticks=[], yticks=[])
+    _relevance_bar(fig, drawn, shrink=0.8 / len(names))
+    return fig
+
+
+def contact_sheet(images, names: Sequence[str], *, columns: int = 9, title: str = "") -> Figure:
+    """Show one image of every class with its number and name (Fig. 5).
+
+    Parameters
+    ----------
+    images : array or Tensor, shape (n, 3, H, W)
+        One image per class.
+    names : sequence of str
+        Their names, in the order of the class numbers.
+    """
+    labels = [textwrap.fill(f"{i}  {name}", 17) for i, name in enumerate(names)]
+    fig, axes = _grid(len(labels), columns, title, None, extra=0.42)
+    for ax, image, label in zip(axes, _rgb(images), labels, strict=False):
+        ax.imshow(image)
+        ax.set_xlabel(label, fontsize=6.5, labelpad=2)
+    return fig
+
+
+def training_curves(history: Sequence[Any], *, title: str = "") -> Figure:
+    """Plot losses and validation accuracy by epoch.
+
+    Parameters
+    ----------
+    history : sequence of dataclass or dict
+        With ``epoch``, ``loss``, ``validation_loss`` and ``validation_accuracy`` (percent).
+    """
+    table = pd.DataFrame([asdict(e) if is_dataclass(e) else dict(e) for e in history])
+    fig, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, 3.2))
+    _suptitle(fig, title)
+    dots = {"marker": "o", "markersize": 4} if len(table) <= 30 else {}
+    purple = _PALETTE[4]  # blue and orange belong to methods
+    left.plot(table["epoch"], table["loss"], color="0.4", label="training (augmented)", **dots)
+    left.plot(
+        table["epoch"], table["validation_loss"], "--", color=purple, label="validation", **dots
+    )
+    best = table["validation_loss"].idxmin()
+    left.axvline(table["epoch"][best], color="0.6", linewidth=1, zorder=0)
+    left.annotate(
+        "lowest", (table["epoch"][best], 1), xycoords=("data", "axes fraction"), fontsize=8,
+        color="0.4", xytext=(-3, -3), textcoords="offset points", ha="right", va="top",
+    )  # fmt: skip
+    left.set(xlabel="epoch", ylabel="cross-entropy", yscale="log")
+    left.yaxis.set_major_formatter(plt.FormatStrFormatter("%g"))
+    left.legend()
+    right.plot(table["epoch"], table["validation_accuracy"], color=purple, **dots)
+    right.set(xlabel="epoch", ylabel="validation accuracy (%)")
+    for ax in (left, right):
+        ax.xaxis.get_major_locator().set_params(integer=True)
+    return fig
+
+
+def confusion_heatmap(detections: Mapping[str, Any], *, title: str = "") -> Figure:
+    """Draw the confusion counts of methods side by side, coloured by share of the true kind.
+
+    Parameters
+    ----------
+    detections : mapping
+        Method -> counts with ``tp``, ``fn``, ``tn`` and ``fp`` (`metrics.Confusion`).
+    """
+    n = len(detections)
+    fig, axes = plt.subplots(
+        1, n, figsize=(min(WIDTH, 2.1 * n + 0.8), 2.8), squeeze=False, sharey=True
+    )
+    _suptitle(fig, title)
+    for ax, (method, counts) in zip(axes[0], detections.items(), strict=True):
+        table = np.array([[counts.tn, counts.fp], [counts.fn, counts.tp]])
+        total = table.sum(1, keepdims=True)
+        share = np.divide(100 * table, total, out=np.full(table.shape, np.nan), where=total > 0)
+        text = np.array(
+            [
+                f"{k:,}" if math.isnan(p) else f"{k:,}\n{p:.2f} %"
+                for k, p in zip(table.flat, share.flat, strict=True)
+            ]
+        )
+        sns.heatmap(
+            np.nan_to_num(share), ax=ax, annot=text.reshape(2, 2), fmt="", cmap="Blues",
+            vmin=0, vmax=100, cbar=False, square=True, linewidths=1, annot_kws={"fontsize": 9},
+            xticklabels=["kept", "flagged"], yticklabels=["clean", "poisoned"],
+        )  # fmt: skip
+        ax.set_title(textwrap.fill(method_style(method).label, 20), loc="center")
+        ax.tick_params(length=0)
+    return fig
+
+
+def rates_plot(
+    results: pd.DataFrame,
+    *,
+    by: str = "scenario",
+    rates: Sequence[str] = ("acc", "tpr", "tnr"),
+    reference: pd.DataFrame | None = None,
+    title: str = "",
+) -> Figure:
+    """Plot detection rates of all methods with Wilson intervals, one panel per rate.
+
+    Parameters
+    ----------
+    results : DataFrame
+        Rows of figures/results.csv: ``method``, ``n_tp``, ``n_fn``, ``n_tn``, ``n_fp`` and the
+        column ``by``. Runs of the same ``by`` and method are pooled.
+    by : str
+        Column whose values stand on the vertical axis, in their order.
+    rates : sequence of str
+        Of "acc", "tpr" and "tnr".
+    reference : DataFrame, optional
+        Printed rates by method and ``by`` (`paper.reference_rows`), drawn as hollow markers; rows
+        that are not ``valid`` are left out.
+    title : str
+        Finding.
+    """
+    groups, methods = list(dict.fromkeys(results[by])), list(dict.fromkeys(results["method"]))
+    if reference is not None and "valid" in reference:
+        reference = reference[reference["valid"]]
+    lowest, labelled = 100.0, {}
+    step = 0.8 / len(methods)
+    fig, axes = plt.subplots(
+        1, len(rates), sharey=True, squeeze=False,
+        figsize=(WIDTH, 1.5 + len(groups) * max(0.45, 0.2 * len(methods))),
+    )  # fmt: skip
+    _suptitle(fig, title)
+    for ax, rate in zip(axes[0], rates, strict=True):
+        for i, method in enumerate(methods):
+            style, offset = method_style(method), (i - (len(methods) - 1) / 2) * step
+            for y, group in enumerate(groups):
+                chosen = results[(results[by] == group) & (results["method"] == method)]
+                if len(chosen):
+                    interval = metrics.wilson(*_hits(chosen.sum(numeric_only=True), rate))
+                    lowest = np.nanmin([lowest, interval.low])
+                    labelled[style.label] = ax.errorbar(
+                        interval.estimate, y + offset, fmt=style.marker, color=style.color,
+                        xerr=[[interval.estimate - interval.low],
+                              [interval.high - interval.estimate]],
+                        markersize=6, capsize=2.5, elinewidth=1.5,
+                    )  # fmt: skip
+                if reference is not None:
+                    printed = reference[(reference[by] == group) & (reference["method"] == method)]
+                    lowest = np.nanmin([lowest, *printed[rate]])
+                    ax.scatter(
+                        printed[rate], [y + offset] * len(printed), s=60, marker=style.marker,
+                        facecolors="none", edgecolors="0.15", linewidths=1, zorder=3,
+                    )  # fmt: skip
+        ax.set(xlabel=RATES[rate])
+        ax.grid(axis="y", visible=False)
+        for y in range(1, len(groups)):
+            ax.axhline(y - 0.5, color="0.9", linewidth=0.8, zorder=0)
+    axes[0, 0].set(yticks=range(len(groups)), yticklabels=groups, ylim=(len(groups) - 0.5, -0.5))
+    # One scale for all panels; it starts where the data do, for most of the interest is near 100.
+    start = 10 * math.floor(lowest / 10)
+    for ax in axes[0]:
+        ax.set_xlim(start - 0.04 * (100 - start), 100 + 0.04 * (100 - start))
+    if reference is not None:
+        labelled["printed"] = plt.Line2D([], [], linestyle="", marker="o", mfc="none", mec="0.15")
+    fig.legend(
+        labelled.values(), labelled, loc="outside lower center", frameon=False,
+        ncols=min(4, len(labelled)),
+    )  # fmt: skip
+    return fig
+
+
+def per_class_bars(
+    rates: Mapping[str, Sequence[float]], *, target: int = 5, title: str = ""
+) -> Figure:
+    """Draw the attack success rate of every class (Fig. 6), one panel per attack.
+
+    Parameters
+    ----------
+    rates : mapping
+        Name of the attack -> rate in percent of each class (NaN or None for the target).
+    target : int
+        Target class, marked on the axis.
+    """
+    fig, axes = plt.subplots(
+        len(rates), 1, sharex=True, sharey=True, squeeze=False,
+        figsize=(WIDTH, 1.0 + 1.5 * len(rates)),
+    )  # fmt: skip
+    _suptitle(fig, title)
+    for ax, (name, values) in zip(axes[:, 0], rates.items(), strict=True):
+        values = np.array([np.nan if v is None else v for v in values], dtype=float)
+        classes = np.arange(len(values))
+        ax.bar(classes, values, color=_PALETTE[9], width=0.8)
+        ax.axhline(np.nanmean(values), color="0.25", linewidth=1.2, linestyle="--")
+        ax.set_title(f"{name}: mean {np.nanmean(values):.2f} %", fontsize=10)
+        ax.text(
+            target, 4, "target", rotation=90, ha="center", va="bottom", fontsize=7, color="0.4",
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},
+        )  # fmt: skip
+        ax.grid(axis="x", visible=False)
+        ax.set(ylim=(0, 104), yticks=(0, 50, 100), xlim=(-0.8, len(values) - 0.2))
+    axes[-1, 0].set(xlabel="class of the image that carries the trigger", xticks=classes)
+    axes[-1, 0].tick_params(axis="x", labelsize=7)
+    fig.supylabel("sent to the target class (%)", fontsize=10)
+    return fig
+
+
+def score_histogram(
+    scores,
+    truth,
+    *,
+    threshold: float | None = None,
+    label: str = "suspicion score",
+    bins: int = 40,
+    title: str = "",
+) -> Figure:
+    """Draw the scores of clean and poisoned images on one axis, counts on a logarithmic one.
+
+    Parameters
+    ----------
+    scores : array, shape (n,)
+        Higher is more suspicious.
+    truth : array of bool, shape (n,)
+        Whether each image is poisoned.
+    threshold : float, optional
+        Images above it are flagged.
+    label : str
+        Name of the score, with its unit.
+    bins : int
+        Bins, shared by both kinds.
+    title : str
+        Finding.
+    """
+    scores, truth = _array(scores), _array(truth).astype(bool)
+    fig, ax = plt.subplots(figsize=(WIDTH, 3.2))
+    _suptitle(fig, title)
+    edges = np.histogram_bin_edges(scores, bins)
+    kinds = (("clean", ~truth, CLEAN, None), ("poisoned", truth, POISONED, "///"))
+    for name, chosen, color, hatch in kinds:
+        ax.hist(
+            scores[chosen], edges, label=f"{name} (n = {chosen.sum():,})", color=color, alpha=0.45,
+            hatch=hatch, histtype="stepfilled", edgecolor=color, linewidth=1.3,
+        )  # fmt: skip
+    if threshold is not None:
+        ax.axvline(threshold, color="0.2", linestyle="--", linewidth=1.2, label="threshold")
+    ax.set(xlabel=label, ylabel="images", yscale="log", ylim=(0.6, None))
+    ax.yaxis.set_major_formatter(plt.FormatStrFormatter("%g"))
+    fig.legend(loc="outside right upper", frameon=False)
+    return fig
+
+
+def comparison(
+    results: pd.DataFrame, *, rates: Sequence[str] = ("acc", "tpr", "tnr")
+) -> pd.DataFrame:
+    """Set our detection rates beside the paper's.
+
+    Parameters
+    ----------
+    results : DataFrame
+        Rows of figures/results.csv.
+    rates : sequence of str
+        Of "acc", "tpr" and "tnr".
+
+    Returns
+    -------
+    DataFrame
+        One row per run, method and rate: ``profile`` (if ``results`` has it), ``scenario``,
+        ``method``, ``rate``, ``paper`` (NaN without a valid published value), ``ours``,
+        ``difference`` in percentage points, ``n`` (images behind our rate), ``low``, ``high``
+        (95 % Wilson interval) and ``note`` (id of an erratum about the printed row).
+    """
+    rows = []
+    for result in results.to_dict("records"):
+        printed = paper.published(result["scenario"], result["method"])
+        for rate in rates:
+            k, n = _hits(result, rate)
+            interval = metrics.wilson(k, n)
+            theirs = getattr(printed, rate) if printed and printed.valid else math.nan
+            rows.append(
+                {key: result[key] for key in ("profile",) if key in result}
+                | {
+                    "scenario": result["scenario"],
+                    "method": result["method"],
+                    "rate": rate,
+                    "paper": theirs,
+                    "ours": interval.estimate,
+                    "difference": interval.estimate - theirs,
+                    "n": n,
+                    "low": interval.low,
+                    "high": interval.high,
+                    "note": printed.erratum if printed else "",
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def results_table(table: pd.DataFrame, *, caption: str = "") -> "pd.io.formats.style.Styler":
+    """Style a `comparison` for reading; ``.data`` of the result is what is shown, as numbers.
+
+    Parameters
+    ----------
+    table : DataFrame
+        From `comparison`; save it as CSV beside the figure.
+    caption : str
+        Finding.
+
+    Raises
+    ------
+    ValueError
+        If a run, method and rate occurs twice.
+    """
+    keys = [k for k in ("profile", "scenario", "method", "rate") if k in table]
+    twice = table[table.duplicated(keys)]
+    if len(twice):
+        raise ValueError(f"{len(twice)} rows occur twice, such as {twice.iloc[0][keys].to_dict()}")
+    shown = table.assign(
+        method=[method_style(m).label for m in table["method"]],
+        rate=table["rate"].str.upper(),
+    )
+    interval = [
+        "–" if math.isnan(low) else f"{low:.2f} – {high:.2f}"
+        for low, high in zip(table["low"], table["high"], strict=True)
+    ]
+    shown.insert(shown.columns.get_loc("low"), "95 % interval", interval)
+    shown = shown.drop(columns=["low", "high"]).set_index(keys)
+
+    def colour(value):
+        if math.isnan(value) or abs(value) < 0.5:
+            return ""
+        return f"color: black; background-color: {'#d6e9f5' if value > 0 else '#fbe3d0'}"
+
+    return (
+        shown.style.format(
+            {"paper": "{:.2f}", "ours": "{:.2f}", "difference": "{:+.2f}", "n": "{:,}"}, na_rep="–"
+        )
+        .map(colour, subset=["difference"])
+        .set_caption(caption)
+        # Else random: the same table would never give the same page.
+        .set_uuid(f"{zlib.crc32(shown.to_csv().encode()):08x}")
+        .set_table_styles(
+            [
+                {"selector": "caption", "props": "text-align: left; font-weight: bold;"},
+                {"selector": "th.row_heading", "props": "text-align: left; font-weight: normal;"},
+            ]
+        )
+    )
+
+
+def _hits(counts: Mapping[str, int], rate: str) -> tuple[int, int]:
+    """Hits and images behind a rate."""
+    tp, fn, tn, fp = (int(counts[f"n_{name}"]) for name in ("tp", "fn", "tn", "fp"))
+    hits = {"acc": (tp + tn, tp + fn + tn + fp), "tpr": (tp, tp + fn), "tnr": (tn, tn + fp)}
+    if rate not in hits:
+        raise ValueError(f"rate is {rate!r}; choose from 'acc', 'tpr' and 'tnr'")
+    return hits[rate]
+
+
+def _array(values) -> np.ndarray:
+    if hasattr(values, "detach"):
+        values = values.detach().cpu()
+        values = values.float() if values.is_floating_point() else values
+    return np.asarray(values)
+
+
+def _rgb(images) -> np.ndarray:
+    """Bring images to float in [0, 1], shape (n, H, W, 3)."""
+    images = _array(images)
+    if images.ndim != 4 or images.shape[1] != 3:
+        raise ValueError(f"images have shape {images.shape}; expected (n, 3, H, W)")
+    images = images.transpose(0, 2, 3, 1)
+    return images / 255 if images.dtype == np.uint8 else images.clip(0, 1)
+
+
+def _scaled(heatmaps) -> np.ndarray:
+    """Divide each heatmap by its largest magnitude."""
+    heatmaps = _array(heatmaps)
+    if heatmaps.ndim != 3:
+        raise ValueError(
+            f"heatmaps have shape {heatmaps.shape}; expected (n, H, W), summed over channels"
+        )
+    peak = np.abs(heatmaps).max((1, 2), keepdims=True)
+    return heatmaps / np.where(peak > 0, peak, 1)
+
+
+def _grid(n: int, columns: int, title: str, titles: Sequence[str] | None, extra: float = 0.0):
+    """Make empty image axes, in reading order; the unused ones are gone."""
+    columns = min(columns, n)
+    rows = math.ceil(n / columns)
+    side = min(1.6, (WIDTH - 0.6) / columns)
+    lines = max((str(t).count("\n") + 1 for t in titles or [] if t), default=0)
+    fig, axes = plt.subplots(
+        rows, columns, squeeze=False,
+        figsize=(columns * side + 0.6, rows * (side + 0.16 * lines + extra) + 0.35 * bool(title)),
+    )  # fmt: skip
+    _suptitle(fig, title)
+    for i, ax in enumerate(axes.flat):
+        ax.grid(False)
+        ax.set(xticks=[], yticks=[])
+        if titles is not None and i < len(titles):
+            ax.set_title(titles[i], fontsize=8, loc="center", pad=3)
+        if i >= n:
+            ax.remove()
+    return fig, list(axes.flat)[:n]
+
+
+def _suptitle(fig: Figure, title: str) -> None:
+    """State the finding above a figure, as many lines as it takes."""
+    if title:
+        # Twelve points of DejaVu Sans bold take about a tenth of an inch a letter.
+        lines = textwrap.fill(title, max(20, int(fig.get_figwidth() * 10)))
+        fig.suptitle(lines, x=0.01, ha="left", fontweight="bold")
+
+
+def _outline(ax, box: tuple[int, int, int, int]) -> None:
+    x, y, width, height = box
+    ax.add_patch(
+        Rectangle((x - 1, y - 1), width + 1, height + 1, fill=False, color=_PALETTE[4], lw=1.5)
+    )
+
+
+def _relevance_bar(fig: Figure, drawn, shrink: float = 0.9) -> None:
+    bar = fig.colorbar(drawn, ax=fig.axes, shrink=shrink, aspect=20, pad=0.02)
+    bar.set_label("scaled relevance", fontsize=8)
+    bar.set_ticks([-1, 0, 1])
+    bar.outline.set_visible(False)

@@ -1,0 +1,484 @@
+"""How good attacks and detections are, with intervals, and whether printed rates can be true.
+
+Positive means poisoned. Rates and intervals are in percent; AUROC and average precision, which
+are no rates of images, are in [0, 1]. What is not defined (the TPR of a class without poison) is
+NaN, never 0 or 100.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from statistics import NormalDist
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+__all__ = [
+    "Audit", "Confusion", "Interval", "asr", "audit", "auroc", "average_precision", "bootstrap",
+    "confusion", "confusion_by_id", "controls", "implied_share", "masr", "paired_difference",
+    "per_class_asr", "recover_counts", "spread_range", "wilson",
+]  # fmt: skip
+
+NAN = float("nan")
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """Confusion counts of a detection, and its rates in percent (Section 5.2).
+
+    Parameters
+    ----------
+    tp, fn : int
+        Poisoned images flagged, and missed.
+    tn, fp : int
+        Clean images kept, and flagged.
+    """
+
+    tp: int
+    fn: int
+    tn: int
+    fp: int
+
+    @property
+    def n_positive(self) -> int:
+        """Poisoned images."""
+        return self.tp + self.fn
+
+    @property
+    def n_negative(self) -> int:
+        """Clean images."""
+        return self.tn + self.fp
+
+    @property
+    def acc(self) -> float:
+        """Accuracy; NaN without images."""
+        return _percent(self.tp + self.tn, self.n_positive + self.n_negative)
+
+    @property
+    def tpr(self) -> float:
+        """Share of the poisoned images that is flagged; NaN where none is poisoned."""
+        return _percent(self.tp, self.n_positive)
+
+    @property
+    def tnr(self) -> float:
+        """Share of the clean images that is kept; NaN where all are poisoned."""
+        return _percent(self.tn, self.n_negative)
+
+    @property
+    def fpr(self) -> float:
+        """Share of the clean images that is flagged; NaN where all are poisoned."""
+        return _percent(self.fp, self.n_negative)
+
+    def record(self) -> dict[str, float]:
+        """Return rates and counts under their names in figures/results.csv."""
+        rates = {"acc": self.acc, "tpr": self.tpr, "tnr": self.tnr}
+        return rates | {f"n_{name}": count for name, count in asdict(self).items()}
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate with its confidence interval, all three in the same unit."""
+
+    estimate: float
+    low: float
+    high: float
+
+
+def confusion(truth: ArrayLike, flagged: ArrayLike) -> Confusion:
+    """Count hits and misses of a detection whose arrays are in the same order.
+
+    Parameters
+    ----------
+    truth, flagged : array of bool (or 0 and 1), shape (n,)
+        Whether each image is poisoned, and whether it was flagged. Use `confusion_by_id` wherever
+        the two come from different places.
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ or a value is neither 0 nor 1 (a score or a class, perhaps).
+    """
+    truth, flagged = _binary("truth", truth), _binary("flagged", flagged)
+    if truth.shape != flagged.shape:
+        raise ValueError(f"truth has {len(truth)} images, flagged {len(flagged)}; join them by id")
+    return Confusion(
+        tp=int(np.sum(truth & flagged)),
+        fn=int(np.sum(truth & ~flagged)),
+        tn=int(np.sum(~truth & ~flagged)),
+        fp=int(np.sum(~truth & flagged)),
+    )
+
+
+def confusion_by_id(
+    truth_ids: ArrayLike, truth: ArrayLike, result_ids: ArrayLike, flagged: ArrayLike
+) -> Confusion:
+    """Count hits and misses after joining truth and result by image id.
+
+    Parameters
+    ----------
+    truth_ids, result_ids : int array, shape (n,)
+        Image ids, in any order.
+    truth, flagged : array of bool, shape (n,)
+        Whether the image of that id is poisoned, and whether it was flagged.
+
+    Raises
+    ------
+    ValueError
+        If an id occurs twice, or the two hold different images.
+    """
+    sorted_truth = _by_id("truth", truth_ids, truth)
+    sorted_result = _by_id("result", result_ids, flagged)
+    if not np.array_equal(sorted_truth[0], sorted_result[0]):
+        unjudged = np.setdiff1d(sorted_truth[0], sorted_result[0])
+        unknown = np.setdiff1d(sorted_result[0], sorted_truth[0])
+        raise ValueError(
+            f"truth and result hold different images: {len(unjudged)} ids only in truth "
+            f"{unjudged[:5].tolist()}, {len(unknown)} only in the result {unknown[:5].tolist()}; "
+            "were both made from the same run?"
+        )
+    return confusion(sorted_truth[1], sorted_result[1])
+
+
+def auroc(truth: ArrayLike, score: ArrayLike) -> float:
+    """Area under the ROC curve: chance that a poisoned image scores above a clean one.
+
+    Parameters
+    ----------
+    truth : array of bool, shape (n,)
+        Whether each image is poisoned.
+    score : array, shape (n,)
+        Higher is more suspicious; ties count half.
+
+    Returns
+    -------
+    float
+        In [0, 1]; NaN where only one kind of image is present.
+    """
+    from sklearn.metrics import roc_auc_score  # a second to import, wanted only here
+
+    truth = _binary("truth", truth)
+    return NAN if truth.all() or not truth.any() else float(roc_auc_score(truth, score))
+
+
+def average_precision(truth: ArrayLike, score: ArrayLike) -> float:
+    """Area under the precision-recall curve in [0, 1]; NaN as in `auroc`.
+
+    Chance level is the share of poisoned images, not one half.
+    """
+    from sklearn.metrics import average_precision_score
+
+    truth = _binary("truth", truth)
+    return NAN if truth.all() or not truth.any() else float(average_precision_score(truth, score))
+
+
+def asr(predictions: ArrayLike, target: int) -> float:
+    """Attack success rate: share of triggered images predicted as ``target`` (Section 5.1).
+
+    Parameters
+    ----------
+    predictions : int array, shape (n,)
+        Predicted classes of test images that carry the trigger.
+    target : int
+        Class the attacker wants.
+    """
+    predictions = np.asarray(predictions)
+    return _percent(np.sum(predictions == target), predictions.size)
+
+
+def per_class_asr(labels: ArrayLike, predictions: ArrayLike, target: int) -> dict[int, float]:
+    """Attack success rate of every class but the target (Fig. 6).
+
+    Parameters
+    ----------
+    labels, predictions : int array, shape (n,)
+        True and predicted classes of test images that carry the trigger.
+    target : int
+        Class the attacker wants; its own images are left out.
+
+    Returns
+    -------
+    dict
+        Class -> rate in percent, for the classes that occur in ``labels``.
+    """
+    labels, predictions = np.asarray(labels), np.asarray(predictions)
+    if labels.shape != predictions.shape:
+        raise ValueError(f"{len(labels)} labels for {len(predictions)} predictions")
+    return {int(c): asr(predictions[labels == c], target) for c in np.unique(labels) if c != target}
+
+
+def masr(labels: ArrayLike, predictions: ArrayLike, target: int, average: str = "macro") -> float:
+    """Mean attack success rate over all classes but the target.
+
+    Parameters
+    ----------
+    labels, predictions, target
+        As in `per_class_asr`.
+    average : {"macro", "micro"}
+        Every class weighs the same (the paper's numbers), or every image.
+
+    Returns
+    -------
+    float
+        In percent; NaN without an image of another class.
+    """
+    if average == "macro":
+        rates = list(per_class_asr(labels, predictions, target).values())
+        return float(np.mean(rates)) if rates else NAN
+    if average == "micro":
+        return asr(np.asarray(predictions)[np.asarray(labels) != target], target)
+    raise ValueError(f"average is {average!r}; choose 'macro' or 'micro'")
+
+
+def wilson(k: int, n: int, level: float = 0.95) -> Interval:
+    """Wilson score interval of a rate in percent.
+
+    It stays inside 0 to 100 and keeps a width at k = n: 34 of 34 only shows a rate above 89.8 %.
+    All three are NaN for n = 0.
+
+    Raises
+    ------
+    ValueError
+        If k is not between 0 and n.
+    """
+    if not 0 <= k <= n:
+        raise ValueError(f"{k} hits among {n}: expected 0 <= k <= n")
+    if n == 0:
+        return Interval(NAN, NAN, NAN)
+    z = NormalDist().inv_cdf((1 + level) / 2)
+    centre = (k + z * z / 2) / (n + z * z)
+    half = z / (n + z * z) * math.sqrt(k * (n - k) / n + z * z / 4)
+    return Interval(100 * k / n, 100 * max(0.0, centre - half), 100 * min(1.0, centre + half))
+
+
+def bootstrap(
+    values: ArrayLike,
+    *,
+    rng: np.random.Generator,
+    statistic: Callable[..., np.ndarray] = np.mean,
+    level: float = 0.95,
+    resamples: int = 2000,
+) -> Interval:
+    """Percentile bootstrap interval of a statistic.
+
+    Parameters
+    ----------
+    values : array, shape (n,)
+        Independent observations: one rate per run, say.
+    rng : numpy.random.Generator
+        Source of the resamples.
+    statistic : callable
+        Takes an array and ``axis``, like ``np.mean``.
+    level : float
+        Coverage.
+    resamples : int
+        Number of resamples.
+
+    Returns
+    -------
+    Interval
+        In the unit of ``values``.
+
+    Raises
+    ------
+    ValueError
+        If there is no value.
+    """
+    values = np.asarray(values, dtype=float)
+    if values.ndim != 1 or not values.size:
+        raise ValueError(f"bootstrap needs values of shape (n,), n > 0; got {values.shape}")
+    drawn = values[rng.integers(values.size, size=(resamples, values.size))]
+    tails = [(1 - level) / 2, (1 + level) / 2]
+    low, high = np.quantile(statistic(drawn, axis=1), tails)
+    return Interval(float(statistic(values, axis=0)), float(low), float(high))
+
+
+def paired_difference(
+    ours: ArrayLike, theirs: ArrayLike, *, rng: np.random.Generator, **options
+) -> Interval:
+    """Bootstrap the mean of ``ours - theirs``, resampling the pairs.
+
+    Parameters
+    ----------
+    ours, theirs : array, shape (n,)
+        Two methods on the same runs (rates) or the same images (hits), in the same order.
+    rng, **options
+        As in `bootstrap`.
+    """
+    ours, theirs = np.asarray(ours, dtype=float), np.asarray(theirs, dtype=float)
+    if ours.shape != theirs.shape:
+        raise ValueError(f"pairs need equal lengths; got {ours.shape} and {theirs.shape}")
+    return bootstrap(ours - theirs, rng=rng, **options)
+
+
+def controls(truth: ArrayLike, *, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Flags of three filters that frame any detection.
+
+    Returns
+    -------
+    dict
+        "perfect" flags the poisoned images, "random" as many images drawn blindly, "none" nothing;
+        each of shape (n,).
+    """
+    truth = _binary("truth", truth)
+    return {
+        "perfect": truth.copy(),
+        "random": rng.permutation(truth),
+        "none": np.zeros_like(truth),
+    }
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What arithmetic says about printed rates.
+
+    Parameters
+    ----------
+    consistent : bool
+        Whether ACC = p TPR + (1 - p) TNR holds within the rounding of all three.
+    unattainable : tuple of str
+        Those of "acc", "tpr", "tnr" that no whole number of images rounds to.
+    implied_acc : float
+        ACC that follows from TPR and TNR, in percent.
+    implied_share : float
+        Poisoned share of the class that follows from all three, in percent (see `implied_share`).
+    counts : tuple of Confusion
+        All counts that give the three printed rates.
+    """
+
+    consistent: bool
+    unattainable: tuple[str, ...]
+    implied_acc: float
+    implied_share: float
+    counts: tuple[Confusion, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether the rates can be true: consistent, and counts exist that give them."""
+        return self.consistent and bool(self.counts)
+
+
+def audit(
+    acc: float, tpr: float, tnr: float, n_poisoned: int, n_class: int, *, digits: int = 2
+) -> Audit:
+    """Check printed detection rates against each other and against whole numbers of images.
+
+    Parameters
+    ----------
+    acc, tpr, tnr : float
+        Printed rates in percent.
+    n_poisoned, n_class : int
+        Poisoned images, and all images that were clustered.
+    digits : int
+        Printed decimals.
+    """
+    n_negative = n_class - n_poisoned
+    rates = {"acc": (acc, n_class), "tpr": (tpr, n_poisoned), "tnr": (tnr, n_negative)}
+    implied = (n_poisoned * tpr + n_negative * tnr) / n_class
+    # ACC carries half a unit of rounding, and the weighted mean of TPR and TNR at most another.
+    return Audit(
+        consistent=abs(acc - implied) <= 10**-digits + 1e-9,
+        unattainable=tuple(
+            name for name, (rate, n) in rates.items() if not _candidates(rate, n, digits, 0.5)
+        ),
+        implied_acc=implied,
+        implied_share=implied_share(acc, tpr, tnr),
+        counts=recover_counts(acc, tpr, tnr, n_poisoned, n_class, digits=digits),
+    )
+
+
+def recover_counts(
+    acc: float,
+    tpr: float,
+    tnr: float,
+    n_poisoned: int,
+    n_class: int,
+    *,
+    digits: int = 2,
+    slack: float = 0.5,
+) -> tuple[Confusion, ...]:
+    """Find all confusion counts that give the printed rates.
+
+    Parameters
+    ----------
+    acc, tpr, tnr, n_poisoned, n_class, digits
+        As in `audit`; a NaN rate is taken as not printed.
+    slack : float
+        Distance allowed between a rate and its print, in units of the last digit: 0.5 for
+        rounding, 1 where the print may be cut off or rounded twice.
+
+    Returns
+    -------
+    tuple of Confusion
+        Empty where no counts fit; one where the print is as good as the counts.
+    """
+    n_negative = n_class - n_poisoned
+    correct = _candidates(acc, n_class, digits, slack)
+    return tuple(
+        Confusion(tp, n_poisoned - tp, tn, n_negative - tn)
+        for tp in _candidates(tpr, n_poisoned, digits, slack)
+        for tn in _candidates(tnr, n_negative, digits, slack)
+        if tp + tn in correct
+    )
+
+
+def implied_share(acc: float, tpr: float, tnr: float) -> float:
+    """Solve ACC = p TPR + (1 - p) TNR for the poisoned share p of the class.
+
+    Returns
+    -------
+    float
+        Percent; NaN where TPR equals TNR, for then ACC says nothing about p.
+    """
+    return NAN if tpr == tnr else 100 * (acc - tnr) / (tpr - tnr)
+
+
+def spread_range(
+    tpr_std: float, tnr_std: float, n_poisoned: int, n_class: int
+) -> tuple[float, float]:
+    """Bound the standard deviation of ACC over runs by those of TPR and TNR.
+
+    ACC is their weighted mean, so its deviation lies between the difference and the sum of the
+    weighted deviations, whatever the correlation.
+
+    Parameters
+    ----------
+    tpr_std, tnr_std : float
+        Standard deviations in percentage points.
+    n_poisoned, n_class : int
+        As in `audit`, the same in all runs.
+    """
+    p = n_poisoned / n_class
+    return abs(p * tpr_std - (1 - p) * tnr_std), p * tpr_std + (1 - p) * tnr_std
+
+
+def _candidates(rate: float, n: int, digits: int, slack: float) -> range:
+    """Whole numbers k for which 100 k / n is within ``slack`` units of the last digit of a rate."""
+    if math.isnan(rate):
+        return range(n + 1)
+    width = slack * 10**-digits
+    # Rates that lie exactly on a rounding boundary may have gone either way.
+    low = max(0, math.ceil((rate - width) * n / 100 - 1e-9))
+    high = min(n, math.floor((rate + width) * n / 100 + 1e-9))
+    return range(low, high + 1)
+
+
+def _percent(k: int, n: int) -> float:
+    return 100 * float(k) / n if n else NAN
+
+
+def _binary(name: str, values: ArrayLike) -> np.ndarray:
+    values = np.asarray(values)
+    if values.ndim != 1 or not np.isin(values, (0, 1)).all():
+        raise ValueError(f"{name} must be of shape (n,) and hold True and False, or 0 and 1")
+    return values.astype(bool)
+
+
+def _by_id(name: str, ids: ArrayLike, values: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    ids, values = np.asarray(ids), np.asarray(values)
+    if ids.shape != values.shape:
+        raise ValueError(f"{name}: {len(ids)} ids for {len(values)} values")
+    unique, first, count = np.unique(ids, return_index=True, return_counts=True)
+    if (count > 1).any():
+        twice = unique[count > 1]
+        raise ValueError(f"{name}: {len(twice)} ids occur more than once {twice[:5].tolist()}")
+    return unique, values[first]

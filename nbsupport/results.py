@@ -1,0 +1,127 @@
+"""The tidy table of results: one row per finished run and method."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import pandas as pd
+
+from nbsupport.artifacts import Run, atomic, library_versions
+
+__all__ = ["COLUMNS", "collect", "provenance", "update_csv"]
+
+KEYS = ["profile", "scenario", "method"]
+
+COLUMNS = [
+    "profile",
+    "scenario",
+    "attack",
+    "side",
+    "amplitude",
+    "poison_rate_class",
+    "n_poisoned",
+    "n_class",
+    "repetition",
+    "clean_accuracy",
+    "asr",
+    "masr",
+    "attack_took",
+    "method",
+    "acc",
+    "tpr",
+    "tnr",
+    "auroc",
+    "n_tp",
+    "n_fn",
+    "n_tn",
+    "n_fp",
+    "seconds",
+    "device",
+    "commit",
+]
+"""Columns of results.csv: rates in percent, empty where they are not defined."""
+
+
+def collect(runs: Iterable[Run]) -> pd.DataFrame:
+    """Read the records of finished runs.
+
+    Parameters
+    ----------
+    runs : iterable of Run
+        Runs with detection finished; see `artifacts.finished_runs`.
+
+    Returns
+    -------
+    DataFrame
+        With `COLUMNS`, one row per run and method.
+
+    Raises
+    ------
+    ArtifactError
+        If a record is missing or unsound.
+    """
+    rows = []
+    for run in runs:
+        training, detection = run.load("training"), run.load("detection")
+        attack = run.scenario
+        counts = training["result"]["counts"]["train"]
+        for method, found in detection["result"]["methods"].items():
+            rows.append(
+                {
+                    "profile": str(run.profile),
+                    "scenario": str(attack),
+                    "attack": attack.attack,
+                    "side": attack.side,
+                    "amplitude": attack.amplitude,
+                    "poison_rate_class": counts["poison_rate_class"],
+                    "n_poisoned": counts["n_poisoned"],
+                    "n_class": counts["n_class"],
+                    "repetition": attack.repetition,
+                    "method": method,
+                    "device": training["device"],
+                    "commit": detection["code"],
+                }
+                | {
+                    key: training["result"][key]
+                    for key in ("clean_accuracy", "asr", "masr", "attack_took")
+                }
+                | {key: found[key] for key in COLUMNS[14:23]}
+            )
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def provenance(runs: Iterable[Run]) -> dict:
+    """Say where results come from: runs with the checksums of their verdicts, code, libraries.
+
+    Returns
+    -------
+    dict
+        Ready for the JSON file beside a figure.
+    """
+    records = {f"{run.profile}/{run.scenario}": run.load("detection") for run in runs}
+    return {
+        "runs": {name: next(iter(record["payload"].values())) for name, record in records.items()},
+        "seconds": {name: record["seconds"] for name, record in records.items()},
+        "code": sorted({record["code"] for record in records.values()}),
+        "libraries": library_versions(),
+    }
+
+
+def update_csv(results: pd.DataFrame, path: Path) -> pd.DataFrame:
+    """Write results into a CSV file, replacing older rows of the same runs and methods.
+
+    Returns
+    -------
+    DataFrame
+        All rows that the file holds now, sorted by profile, scenario and method.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists():
+        older = pd.read_csv(path)
+        runs = pd.MultiIndex.from_frame(results[KEYS[:2]])
+        older = older[~pd.MultiIndex.from_frame(older[KEYS[:2]]).isin(runs)]
+        results = pd.concat([older, results]) if len(older) else results
+    results = results.sort_values(KEYS, kind="stable")
+    with atomic(path) as temporary:
+        results.to_csv(temporary, index=False, float_format="%.6g")
+    return results.reset_index(drop=True)

@@ -1,0 +1,304 @@
+import json
+import math
+
+import matplotlib as mpl
+
+mpl.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from matplotlib.collections import PathCollection
+from matplotlib.colors import to_hex, to_rgb
+
+from nbsupport import figures, metrics, paper
+from nbsupport.metrics import Confusion
+
+RNG = np.random.default_rng(0)
+IMAGES = torch.from_numpy(RNG.integers(0, 256, (5, 3, 32, 32), dtype=np.uint8))
+HEATMAPS = RNG.normal(size=(5, 32, 32))
+DETECTIONS = {
+    "activation": Confusion(738, 75, 1596, 54),
+    "heatmap": Confusion(812, 1, 1650, 0),
+}
+RESULTS = pd.DataFrame(
+    [
+        {"profile": "demo", "scenario": "standard-s3-p33-r0", "method": method, **counts.record()}
+        for method, counts in DETECTIONS.items()
+    ]
+)
+
+
+@pytest.fixture(autouse=True)
+def _theme():
+    with mpl.rc_context():
+        figures.use_theme()
+        yield
+        plt.close("all")
+
+
+def drawn_images(fig):
+    return [np.asarray(ax.images[-1].get_array()) for ax in fig.axes if ax.images]
+
+
+def test_theme_is_the_projects():
+    rc = mpl.rcParams
+    assert rc["savefig.dpi"] == 200
+    assert rc["pdf.fonttype"] == 42
+    assert rc["svg.hashsalt"]
+    assert rc["figure.constrained_layout.use"]
+    assert rc["image.interpolation"] == "nearest"
+
+
+def test_methods_differ_in_colour_and_in_marker():
+    styles = [s for name, s in figures.METHOD_STYLE.items() if name != "raw"]
+    for field in ("color", "marker", "label"):
+        assert len({getattr(style, field) for style in styles}) == len(styles)
+    assert not {figures.CLEAN, figures.POISONED} & {style.color for style in styles}
+    red, green, blue = to_rgb(figures.METHOD_STYLE["heatmap"].color)
+    assert blue > max(red, green)
+    red, green, blue = to_rgb(figures.METHOD_STYLE["raw"].color)
+    assert red == green == blue
+
+
+def test_every_detector_has_a_fixed_style():
+    from nbsupport.detection import METHODS
+
+    assert set(METHODS) <= set(figures.METHOD_STYLE)
+
+
+def test_unknown_methods_keep_one_style():
+    style = figures.method_style("isolation_forest")
+    assert style == figures.method_style("isolation_forest")
+    assert style.label == "isolation forest"
+    assert style.color not in {figures.METHOD_STYLE[m].color for m in ("activation", "heatmap")}
+
+
+def test_save_writes_the_same_bytes_again(tmp_path):
+    provenance = {"scenario": "standard-s3-p33-r0", "n": 3}
+    contents = []
+    for _ in range(2):
+        fig = figures.image_grid(IMAGES[:2], title="Twice the same")
+        paths = figures.save(fig, "fig1_images", tmp_path, provenance)
+        contents.append([path.read_bytes() for path in paths])
+    assert contents[0] == contents[1]
+    assert [path.name for path in paths] == [
+        "fig1_images.pdf", "fig1_images.png", "fig1_images.json",
+    ]  # fmt: skip
+    assert contents[0][0].startswith(b"%PDF")
+    assert contents[0][1].startswith(b"\x89PNG")
+    note = json.loads(contents[0][2])
+    assert note["scenario"] == "standard-s3-p33-r0"
+    assert set(note["files"]) == {"fig1_images.pdf", "fig1_images.png"}
+    # Nothing half-written stays behind.
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(p.name for p in paths)
+    assert len(figures.save(fig, "fig1_images", tmp_path)) == 2
+
+
+def test_a_failed_save_leaves_the_old_figure(tmp_path, monkeypatch):
+    fig = figures.image_grid(IMAGES[:1])
+    pdf, _ = figures.save(fig, "kept", tmp_path)
+    before = pdf.read_bytes()
+
+    def interrupted(path, **_):
+        path.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(fig, "savefig", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        figures.save(fig, "kept", tmp_path)
+    assert pdf.read_bytes() == before
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize("name", ["", "../out", "fig.pdf", "a/b"])
+def test_names_are_plain_stems(name, tmp_path):
+    with pytest.raises(ValueError, match="file stem"):
+        figures.save(plt.figure(), name, tmp_path)
+
+
+def test_show_attaches_alt_text_prints_it_and_closes(monkeypatch, capsys):
+    sent = []
+    monkeypatch.setattr(figures, "get_ipython", lambda: object())
+    monkeypatch.setattr(figures, "display", lambda *args, **kwargs: sent.append((args, kwargs)))
+    fig = figures.image_grid(IMAGES[:1])
+    figures.show(fig, alt="One image\n   of noise.")
+    (data,), options = sent[0]
+    details = options["metadata"]["image/png"]
+    assert details["alt"] == "One image of noise."
+    assert 150 < details["width"] < 816
+    assert options["raw"]
+    assert data["image/png"].startswith("iVBOR")
+    assert capsys.readouterr().out == "One image of noise.\n"
+    assert not plt.fignum_exists(fig.number)
+
+
+@pytest.mark.parametrize("alt", ["", "  \n"])
+def test_show_refuses_an_empty_alt(alt):
+    with pytest.raises(ValueError, match="alt is empty"):
+        figures.show(plt.figure(), alt=alt)
+
+
+def test_images_are_drawn_pixel_by_pixel():
+    fig = figures.image_grid(IMAGES, list("abcde"), columns=3, boxes=[(4, 6, 3, 3)] + [None] * 4)
+    shown = drawn_images(fig)
+    assert len(shown) == len(fig.axes) == 5
+    np.testing.assert_allclose(shown[1], IMAGES[1].permute(1, 2, 0).numpy() / 255)
+    assert fig.axes[0].images[0].get_interpolation() == "nearest"
+    (box,) = fig.axes[0].patches
+    # Pixel i reaches from i - 0.5 to i + 0.5: the frame encloses pixels 4 to 6.
+    assert box.get_x() < 3.5
+    assert box.get_x() + box.get_width() > 6.5
+    floats = drawn_images(figures.image_grid(IMAGES.float() / 255))
+    np.testing.assert_allclose(floats[1], shown[1], atol=1e-6)
+
+
+def test_wrong_shapes_are_named():
+    with pytest.raises(ValueError, match=r"\(3, 32, 32\); expected \(n, 3, H, W\)"):
+        figures.image_grid(IMAGES[0])
+    with pytest.raises(ValueError, match="summed over channels"):
+        figures.heatmap_grid(IMAGES)
+
+
+def test_heatmaps_are_symmetric_about_zero():
+    maps = np.stack([HEATMAPS[0], 100 * HEATMAPS[1] + 3, np.zeros((32, 32))])
+    fig = figures.heatmap_grid(torch.from_numpy(maps).to(torch.bfloat16))
+    for ax in fig.axes[:3]:
+        norm = ax.images[0].norm
+        assert (norm.vmin, norm.vmax) == (-1, 1)
+        assert min(to_rgb(ax.images[0].cmap(norm(0.0))[:3])) > 0.95  # as good as white
+    shown = drawn_images(fig)[:3]
+    assert [np.abs(s).max() for s in shown] == [1, 1, 0]
+    assert np.sign(shown[1]).tolist() == np.sign(maps[1]).tolist()
+
+
+def test_overlay_covers_more_where_relevance_is_stronger():
+    heatmap = np.zeros((1, 32, 32))
+    heatmap[0, 5, 5], heatmap[0, 9, 9] = 2.0, -0.5
+    fig = figures.overlay(IMAGES[:1], heatmap)
+    alpha = fig.axes[0].images[1].get_alpha()
+    assert alpha[5, 5] > alpha[9, 9] > alpha[0, 0] == 0
+
+
+def test_evidence_counts_the_kept_pixels():
+    kept = HEATMAPS > 1
+    fig = figures.evidence(IMAGES, HEATMAPS, kept, titles=list("abcde"))
+    labels = [ax.get_xlabel() for ax in fig.axes if "pixels" in ax.get_xlabel()]
+    assert labels == [f"{k.sum()} pixels" for k in kept]
+    assert len(figures.evidence(IMAGES, HEATMAPS).axes) == 2 * 5 + 1
+
+
+def test_contact_sheet_numbers_every_class():
+    fig = figures.contact_sheet(IMAGES, ["stop"] * 5, columns=3)
+    assert [ax.get_xlabel() for ax in fig.axes] == [f"{i}  stop" for i in range(5)]
+
+
+def test_training_curves_mark_the_lowest_validation_loss():
+    losses = [0.9, 0.4, 0.2, 0.3]
+    history = [
+        {"epoch": e, "loss": 1 / e, "validation_loss": v, "validation_accuracy": 90 + e}
+        for e, v in enumerate(losses, start=1)
+    ]
+    left, right = figures.training_curves(history).axes
+    assert left.lines[1].get_ydata().tolist() == losses
+    assert set(left.lines[2].get_xdata()) == {3}
+    assert right.lines[0].get_ydata().tolist() == [91, 92, 93, 94]
+    assert "%" in right.get_ylabel()
+
+
+def test_confusion_heatmap_prints_counts_and_shares():
+    fig = figures.confusion_heatmap({**DETECTIONS, "raw_pca": Confusion(0, 0, 4, 1)})
+    texts = [[t.get_text() for t in ax.texts] for ax in fig.axes]
+    assert texts[1] == ["1,650\n100.00 %", "0\n0.00 %", "1\n0.12 %", "812\n99.88 %"]
+    # Without a poisoned image there is no share of them.
+    assert texts[2] == ["4\n80.00 %", "1\n20.00 %", "0", "0"]
+
+
+def test_rates_plot_pools_runs_and_keeps_method_styles():
+    fig = figures.rates_plot(pd.concat([RESULTS, RESULTS]), rates=("tpr",), title="Both")
+    drawn = zip(DETECTIONS.items(), fig.axes[0].containers, strict=True)
+    for (method, counts), container in drawn:
+        style = figures.METHOD_STYLE[method]
+        marker, _, (whisker,) = container.lines
+        assert marker.get_xdata()[0] == pytest.approx(counts.tpr)
+        assert (to_hex(marker.get_color()), marker.get_marker()) == (style.color, style.marker)
+        low, high = whisker.get_segments()[0][:, 0]
+        once, twice = (metrics.wilson(k * counts.tp, k * 813) for k in (1, 2))
+        assert (low, high) == pytest.approx((twice.low, twice.high))
+        assert high - low < once.high - once.low
+    with pytest.raises(ValueError, match="'acc', 'tpr' and 'tnr'"):
+        figures.rates_plot(RESULTS, rates=("f1",))
+
+
+def test_rates_plot_names_every_method_even_those_missing_from_the_first_row():
+    other = RESULTS[RESULTS.method == "heatmap"].assign(scenario="standard-s3-p15-r0")
+    fig = figures.rates_plot(pd.concat([RESULTS[RESULTS.method == "activation"], other]))
+    labels = [text.get_text() for text in fig.legends[0].get_texts()]
+    assert labels == ["Activation Clustering", "Heatmap Clustering"]
+
+
+def test_rates_plot_draws_valid_printed_values_hollow():
+    reference = pd.DataFrame(paper.reference_rows())
+    fig = figures.rates_plot(RESULTS, rates=("acc",), reference=reference)
+    ax = fig.axes[0]
+    points = [c.get_offsets() for c in ax.collections if isinstance(c, PathCollection)]
+    hollow = [tuple(p[0]) for p in points]
+    # The printed marker stands on the line of its own method and run.
+    lines = [container.lines[0].get_ydata()[0] for container in ax.containers]
+    assert hollow == [(94.76, lines[0]), (99.96, lines[1])]
+    assert ax.get_xlim()[0] > 80
+    mislabelled = RESULTS.assign(scenario="label_consistent-s3-p15-r0")
+    ax = figures.rates_plot(mislabelled, rates=("tnr",), reference=reference).axes[0]
+    points = [c.get_offsets() for c in ax.collections if isinstance(c, PathCollection)]
+    assert [len(p) for p in points] == [0, 0]
+
+
+def test_per_class_bars_state_the_macro_mean_and_skip_the_target():
+    hits = paper.PER_CLASS_HITS["amplitude-a32-p33-r0"]
+    rates = [
+        None if hit is None else 100 * hit / n
+        for hit, n in zip(hits, paper.TEST_CLASS_SIZES, strict=True)
+    ]
+    fig = figures.per_class_bars({"amplitude 32": rates})
+    assert fig.axes[0].get_title(loc="left") == "amplitude 32: mean 25.65 %"
+    heights = [bar.get_height() for bar in fig.axes[0].patches[:43]]
+    assert math.isnan(heights[5])
+    assert heights[15] == pytest.approx(96.19, abs=0.01)
+
+
+def test_score_histogram_shares_bins_and_counts_all():
+    scores = np.concatenate([RNG.normal(0, 1, 300), RNG.normal(5, 1, 20)])
+    truth = np.arange(320) >= 300
+    fig = figures.score_histogram(torch.tensor(scores), torch.tensor(truth), threshold=2.5)
+    labels = [text.get_text() for text in fig.legends[0].get_texts()]
+    assert labels == ["clean (n = 300)", "poisoned (n = 20)", "threshold"]
+    assert fig.axes[0].get_yscale() == "log"
+
+
+def test_comparison_sets_ours_beside_the_paper():
+    table = figures.comparison(RESULTS)
+    row = table[(table.method == "heatmap") & (table.rate == "tpr")].iloc[0]
+    assert (row.paper, row.n, row.note) == (99.88, 813, "")
+    assert row.ours == pytest.approx(100 * 812 / 813)
+    assert row.difference == pytest.approx(row.ours - 99.88)
+    assert row.low < row.ours < row.high
+
+
+def test_comparison_has_no_value_for_the_mislabelled_row():
+    other = RESULTS.assign(scenario="label_consistent-s3-p15-r0")
+    table = figures.comparison(other)
+    assert table.paper.isna().all()
+    assert table.difference.isna().all()
+    assert set(table.note) == {"table2-p15"}
+
+
+def test_results_table_reads_well():
+    table = figures.comparison(RESULTS)
+    html = figures.results_table(table, caption="As printed").to_html()
+    for text in ("As printed", "Heatmap Clustering", "99.88", "2,463", "99.31 – 99.98"):
+        assert text in html
+    assert html == figures.results_table(table, caption="As printed").to_html()
+    with pytest.raises(ValueError, match="occur twice"):
+        figures.results_table(pd.concat([table, table]))

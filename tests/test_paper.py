@@ -1,0 +1,132 @@
+import json
+import subprocess
+import sys
+
+import pytest
+
+from nbsupport import paper
+from nbsupport.scenarios import PAPER, Scenario
+
+ROWS = paper.TABLES + paper.THESIS_STICKER_SIZES + paper.THESIS_FULL_AMPLITUDE
+
+
+def test_every_cell_of_tables_1_to_4_is_there():
+    cells = [row.table for row in paper.TABLES]
+    assert [cells.count(table) for table in "1234"] == [10, 10, 2, 6]
+
+
+def test_each_scenario_and_method_is_printed_once():
+    keys = [(row.scenario, row.method) for row in paper.TABLES]
+    assert len(set(keys)) == len(keys)
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row.scenario}/{row.method}")
+def test_ids_and_sizes_agree_with_the_scenarios(row):
+    scenario = Scenario.parse(row.scenario)
+    assert str(scenario) == row.scenario
+    assert row.n_poisoned == scenario.n_poisoned(paper.N_CLASS)
+    added = 0 if scenario.label_consistent else row.n_poisoned
+    assert row.n_class == paper.N_CLASS + added
+    # p is the share of the attacked class, to the image; of the data set it is far less.
+    assert row.poison_rate_class == pytest.approx(100 * float(scenario.share), abs=0.06)
+    assert row.poison_rate_dataset < row.poison_rate_class / 14
+
+
+def test_table_rows_are_runs_of_the_paper():
+    assert {row.scenario for row in paper.TABLES} <= set(PAPER)
+
+
+def test_counts_fill_the_class():
+    for row in (*ROWS, paper.THESIS_EUCLIDEAN):
+        if row.counts:
+            assert sum(vars(row.counts).values()) == row.n_class
+            # The mislabelled row is the only one whose poison is not what its scenario says.
+            assert (row.counts.tp + row.counts.fn == row.n_poisoned) == row.valid
+            assert row.counts_from in ("log", "rates")
+
+
+def test_published_finds_rows_by_id_or_scenario():
+    row = paper.published("label_consistent-s3-p10-r0", "heatmap")
+    assert (row.acc, row.tpr, row.tnr, row.masr, row.asr) == (99.82, 98.18, 100.0, 90.45, None)
+    assert paper.published(Scenario.parse(row.scenario), "heatmap") is row
+    assert paper.published("standard-s3-p33-r0", "raw_pca").tnr == 72.36
+    assert paper.published("label_consistent-s3-p10-r1", "heatmap") is None
+    assert paper.published("standard-s3-p33-r0", "spectral") is None
+
+
+def test_the_mislabelled_row_keeps_its_print_and_is_marked():
+    invalid = [row for row in paper.TABLES if not row.valid]
+    assert {row.scenario for row in invalid} == {"label_consistent-s3-p15-r0"}
+    assert [(row.acc, row.counts.tp, row.counts.fn) for row in invalid] == [
+        (96.42, 485, 59),
+        (98.91, 526, 18),
+    ]
+    assert {row.erratum for row in invalid} == {"table2-p15"}
+
+
+def test_statistics_by_rate():
+    row = paper.published_statistics("33", "heatmap")
+    assert (row.acc, row.acc_std, row.runs) == (99.82, 0.19, 10)
+    assert paper.published_statistics("10", "heatmap") is None
+    thesis = {(r.percent, r.method): r for r in paper.THESIS_STATISTICS}
+    # Paper and thesis print the same numbers for different experiments.
+    for printed in paper.TABLE5:
+        other = thesis[printed.percent, printed.method]
+        assert (printed.acc, printed.tpr_std) == (other.acc, other.tpr_std)
+        assert (printed.attack, other.attack) == ("label_consistent", "standard")
+
+
+def test_thesis_two_percent_row_is_a_standard_attack():
+    row = next(r for r in paper.THESIS_STATISTICS if (r.percent, r.method) == ("02", "activation"))
+
+    def attainable(n):
+        return round(100 * round(row.tpr / 100 * n) / n, 3) == row.tpr
+
+    assert attainable(5 * 34)
+    assert not attainable(5 * 33)
+    assert not attainable(10 * 33)
+
+
+def test_per_class_hits_reproduce_every_printed_masr_as_macro_mean():
+    assert sum(paper.TEST_CLASS_SIZES) == 12_630
+    printed = {r.scenario: r.masr for r in ROWS if r.masr is not None}
+    assert set(paper.PER_CLASS_HITS) == set(printed)
+    for scenario, hits in paper.PER_CLASS_HITS.items():
+        pairs = list(zip(hits, paper.TEST_CLASS_SIZES, strict=True))
+        assert pairs.pop(5)[0] is None
+        assert all(0 <= hit <= size for hit, size in pairs)
+        macro = sum(100 * hit / size for hit, size in pairs) / 42
+        assert macro == pytest.approx(printed[scenario], abs=0.005001)
+
+
+def test_errata_are_complete_and_referenced_ids_exist():
+    ids = [record.id for record in paper.ERRATA]
+    assert len(set(ids)) == len(ids)
+    for record in paper.ERRATA:
+        assert record.kind in ("arithmetic", "text", "code")
+        assert all(vars(record).values()), record.id
+    used = {row.erratum for row in (*ROWS, *paper.TABLE5, *paper.THESIS_STATISTICS)} - {""}
+    assert used <= set(ids)
+    assert paper.erratum("table2-p15").where == "Table 2, row 15 %"
+    with pytest.raises(KeyError, match="table2-p15"):
+        paper.erratum("table9")
+
+
+def test_reference_rows_are_tidy_and_plain():
+    rows = paper.reference_rows()
+    assert len(rows) == 28
+    assert len(paper.reference_rows(thesis=True)) == 28 + 24 + 2 + 1
+    assert all(row.keys() == rows[0].keys() for row in rows)
+    assert json.loads(json.dumps(rows)) == rows
+    first = rows[0]
+    assert (first["scenario"], first["method"], first["n_tp"]) == (
+        "standard-s3-p33-r0",
+        "activation",
+        738,
+    )
+
+
+def test_importing_the_tables_loads_no_library():
+    code = "import sys, nbsupport.paper; print({'torch', 'numpy'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"

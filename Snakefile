@@ -146,7 +146,6 @@ rule gw_clustering:
         notebook=f"{RUN}/04_gw_clustering.ipynb",
     params:
         seconds=60 * MINUTES,
-    threads: THREADS
     resources:
         runtime=MINUTES,
     shell:

@@ -262,7 +262,7 @@ def finished_runs(runs: Path, stage: str = "detection", profile: str | None = No
         with suppress(ValueError):
             names = path.parent.parent.name, path.parent.name
             run = Run(Path(runs), Profile.parse(names[0]), Scenario.parse(names[1]))
-            if run.has(stage):
+            if run.folder == path.parent and run.has(stage):
                 found.append(run)
     return found
 
@@ -325,9 +325,10 @@ def _input_key(run: Run, other: Run, stage: str) -> str:
 
 def _write_payload(path: Path, suffix: str, payload: Mapping[str, Any]) -> None:
     if suffix == ".safetensors":
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
-        save_file({name: tensor.contiguous() for name, tensor in payload.items()}, path)
+        # Its own save_file hides a full disk in an error that is no OSError.
+        path.write_bytes(save({name: tensor.contiguous() for name, tensor in payload.items()}))
     else:
         arrays = {name: np.asarray(array) for name, array in payload.items()}
         pickled = [name for name, array in arrays.items() if array.dtype.hasobject]

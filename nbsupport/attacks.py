@@ -252,9 +252,11 @@ def stamp(
 def trigger_split(scenario: Scenario, split: "Split") -> "Split":
     """Stamp every image that does not show the target class: the test set of ASR and MASR.
 
-    Positions come from the scenario's own stream, so the same images are asked every time.
+    Positions come from the scenario's own stream and go to images in the order of their ids, which
+    is the order returned, so the same images are asked every time.
     """
     others = split.select(split.labels != scenario.target_class)
+    others = others.select(others.ids.argsort())
     images, _, _ = stamp(others.images, scenario, scenario.rng("test"), full_amplitude=True)
     return replace(others, images=images)
 
@@ -385,7 +387,9 @@ def _poison_split(
     labels = split.labels.numpy()
     class_size = int((labels == scenario.target_class).sum())
     attacked = (scenario.target_class,) if scenario.label_consistent else scenario.source_classes
-    candidates = rng.permutation(np.flatnonzero(np.isin(labels, attacked)))
+    # In the order of ids, so that the order of rows changes no draw.
+    by_id = np.argsort(split.ids.numpy())
+    candidates = rng.permutation(by_id[np.isin(labels[by_id], attacked)])
     n = scenario.n_poisoned(class_size)
     n_cover = round(float(scenario.cover) / 100 * class_size)
     if n + n_cover > len(candidates):

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from nbsupport import paper
-from nbsupport.artifacts import STAGES, Run, finished_runs
+from nbsupport.artifacts import STAGES, ArtifactError, Run, finished_runs
 from nbsupport.execution import anchored
 from nbsupport.scenarios import GRAMMAR, PAPER, PROFILES, Profile, Scenario
 
@@ -35,7 +35,7 @@ def main(arguments: Iterable[str] | None = None) -> int:
             _print_status(_chosen(options))
         else:
             _print_summary(_chosen(options), anchored(options.runs) / options.profile)
-    except ValueError as error:
+    except (ArtifactError, ValueError) as error:
         print(f"nbsupport: {error}", file=sys.stderr)
         return 2
     return 0
@@ -76,7 +76,7 @@ def _print_summary(runs: list[Run], folder: Path) -> None:
         for method, found in run.load("detection")["result"]["methods"].items():
             rates["methods"][method] = {key: found[key] for key in ("acc", "tpr", "tnr", "auroc")}
             row = paper.published(str(run.scenario), method)
-            printed = f"{row.acc} / {row.tpr} / {row.tnr}" if row else "-"
+            printed = f"{row.acc} / {row.tpr} / {row.tnr}" if row and row.valid else "-"
             ours = "".join(f"{_percent(found[key]):>8}" for key in ("acc", "tpr", "tnr"))
             print(f"  {method:<22}{ours}   {printed}")
     print(f"\nfigures and tables: {folder / 'figures'}")

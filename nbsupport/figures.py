@@ -174,7 +174,7 @@ def save(
 
 
 def show(fig: Figure, alt: str) -> None:
-    """Display a figure with its alternative text, print the text as caption, and close it.
+    """Display a figure with its alternative text, repeat the text as caption, and close it.
 
     Parameters
     ----------
@@ -200,7 +200,7 @@ def show(fig: Figure, alt: str) -> None:
         details = {"alt": alt, "width": int.from_bytes(png[16:20], "big") * 96 // 150}
         data = {"image/png": base64.b64encode(png).decode(), "text/plain": alt}
         display(data, metadata={"image/png": details}, raw=True)
-    print(textwrap.fill(alt, 100))
+        display({"text/markdown": f"*{alt}*", "text/plain": alt}, raw=True)
     plt.close(fig)
 
 

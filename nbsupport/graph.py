@@ -28,7 +28,7 @@ __all__ = [
     "trace",
 ]
 
-INPUT = "input"
+INPUT = "<images>"
 """The name under which layers read the images."""
 
 SUPPORTED = (
@@ -106,12 +106,16 @@ def trace(model: nn.Module) -> tuple[Layer, ...]:
             raise UnsupportedLayerError(
                 f"{type(model).__name__} must return the output of its last layer, the logits"
             )
+    read = {name for layer in layers.values() for name in layer.inputs}
+    for name in list(layers)[:-1]:
+        if name not in read:
+            raise UnsupportedLayerError(f"layer {name!r} is computed but never reaches the logits")
     return tuple(layers.values())
 
 
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, module, name):
-        return isinstance(module, Concat) or super().is_leaf_module(module, name)
+        return isinstance(module, SUPPORTED) or super().is_leaf_module(module, name)
 
 
 def _names(types):
@@ -249,7 +253,7 @@ class Network:
         images : Tensor, shape (n, c, h, w)
             On the network's device and of its dtype.
         keep : collection of str
-            Names of layers, or ``"input"``.
+            Names of layers, or ``INPUT``.
         """
         values, shapes, winners = {INPUT: images}, {INPUT: images.shape}, {}
         for layer in self.layers:

@@ -121,7 +121,8 @@ def update_csv(results: pd.DataFrame, path: Path) -> pd.DataFrame:
         runs = pd.MultiIndex.from_frame(results[KEYS[:2]])
         older = older[~pd.MultiIndex.from_frame(older[KEYS[:2]]).isin(runs)]
         results = pd.concat([older, results]) if len(older) else results
-    results = results.sort_values(KEYS, kind="stable")
+    # Columns that met an empty one hold objects, whose digits would not be rounded.
+    results = results.sort_values(KEYS, kind="stable").infer_objects()
     with atomic(path) as temporary:
         results.to_csv(temporary, index=False, float_format="%.6g")
     return results.reset_index(drop=True)

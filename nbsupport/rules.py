@@ -24,7 +24,7 @@ Montavon et al. 2019, Layer-wise relevance propagation: an overview.
 Lapuschkin 2019, Opening the machine learning black box with layer-wise relevance propagation.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -138,9 +138,11 @@ class Rule:
     reads_output: ClassVar[bool] = False
     """Whether the rule needs z; the sweep drops it otherwise."""
 
-    epsilon: float = 1e-6
+    epsilon: float = field(default=1e-6, kw_only=True)
 
-    def __call__(self, layer: Affine, a: Tensor, z: Tensor | None, R: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(
+        self, layer: Affine, a: Tensor, z: Tensor | None, R: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Share R among the inputs and the bias."""
         raise NotImplementedError
 
@@ -166,6 +168,8 @@ class Epsilon(Rule):
     """
 
     reads_output = True
+
+    epsilon: float = 1e-6
 
     def __call__(self, layer, a, z, R):
         """Share R in proportion to the terms of z, the bias included."""
@@ -195,17 +199,12 @@ class Gamma(Rule):
         raised = w + self.gamma * w.clamp(min=0)
         lowered = w + self.gamma * w.clamp(max=0)
         bias = None if b is None else b + self.gamma * b.clamp(min=0)
-        negative = z < 0
         # Before a ReLU, outputs below zero have no relevance, and the first share is all.
-        if not (negative & (R != 0)).any():
+        if not z.clamp(max=0).mul_(R).any():
             return self._share(layer, R, _terms_by_sign(a, raised, lowered), bias)
-        shares, drawn = self._share(
-            layer, R * ~negative, _terms_by_sign(a, raised, lowered), bias
-        )
+        shares, drawn = self._share(layer, R * (z > 0), _terms_by_sign(a, raised, lowered), bias)
         bias = None if b is None else b + self.gamma * b.clamp(max=0)
-        more, more_drawn = self._share(
-            layer, R * negative, _terms_by_sign(a, lowered, raised), bias
-        )
+        more, more_drawn = self._share(layer, R * (z < 0), _terms_by_sign(a, lowered, raised), bias)
         return shares + more, drawn + more_drawn
 
 
@@ -244,9 +243,7 @@ class AlphaBeta(Rule):
         shares, drawn = self._share(layer, self.alpha * R, _terms_by_sign(a, up, down), bias)
         if self.beta:
             bias = None if b is None else b.clamp(max=0)
-            less, less_drawn = self._share(
-                layer, self.beta * R, _terms_by_sign(a, down, up), bias
-            )
+            less, less_drawn = self._share(layer, self.beta * R, _terms_by_sign(a, down, up), bias)
             shares, drawn = shares - less, drawn - less_drawn
         return shares, drawn
 

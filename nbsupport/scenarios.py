@@ -178,10 +178,7 @@ class Scenario:
                 token = patterns.pop(0)
                 match = re.fullmatch(token.pattern, part)
                 if match:
-                    try:
-                        values |= token.read(match)
-                    except ValueError as error:
-                        raise ValueError(f"{error}; the grammar is\n{GRAMMAR}") from None
+                    values |= token.read(match)
                     break
                 if token.required:
                     raise wrong
@@ -189,7 +186,10 @@ class Scenario:
                 raise wrong
         if any(token.required for token in patterns):
             raise wrong
-        return cls(**values)
+        try:
+            return cls(**values)
+        except ValueError as error:
+            raise ValueError(f"{text!r}: {error}; the grammar is\n{GRAMMAR}") from None
 
     def __str__(self):
         defaults = {f.name: f.default for f in fields(self)}
@@ -252,7 +252,7 @@ def canonical_percent(text: str | float, lowest: float | None = None) -> str:
     """Write a percentage the one way ids use: "05", "33" or "0.5"."""
     try:
         value = Fraction(str(text))
-    except ValueError:
+    except (ValueError, ZeroDivisionError):
         raise ValueError(f"scenario: {text!r} is not a percentage such as '15' or '0.5'") from None
     if not (0 < value < 100) and value != lowest:
         raise ValueError(f"scenario: {text} % is not between 0 and 100 (both excluded)")
@@ -274,6 +274,11 @@ class _Token:
     write: Callable[[Scenario], str]
     attacks: tuple[str, ...]
     required: bool = False
+
+
+def _decimal(number: float) -> str:
+    """Write the fewest digits that read back as the same number, never with an exponent."""
+    return np.format_float_positional(float(number), trim="-")
 
 
 def _read_ball(match: re.Match) -> dict:
@@ -305,9 +310,9 @@ _TOKENS = (
            lambda s: f"corners{s.corners}", ("amplitude",)),
     _Token(("pgd_steps", "pgd_step"), rf"pgd(\d+)x({_NUMBER})",
            lambda m: {"pgd_steps": int(m[1]), "pgd_step": float(m[2])},
-           lambda s: f"pgd{s.pgd_steps}x{s.pgd_step:g}", ("label_consistent", "amplitude")),
+           lambda s: f"pgd{s.pgd_steps}x{_decimal(s.pgd_step)}", ("label_consistent", "amplitude")),
     _Token(("pgd_norm", "pgd_radius"), f"(linf|l2)({_NUMBER})", _read_ball,
-           lambda s: f"{s.pgd_norm}{s.pgd_radius:g}", ("label_consistent", "amplitude")),
+           lambda s: f"{s.pgd_norm}{_decimal(s.pgd_radius)}", ("label_consistent", "amplitude")),
     _Token(("pgd_random_start",), "start", lambda m: {"pgd_random_start": True},
            lambda s: "start", ("label_consistent", "amplitude")),
     _Token(("cover",), f"cover({_NUMBER})", lambda m: {"cover": m[1]},

@@ -105,7 +105,7 @@ def fit(
     Raises
     ------
     TrainingError
-        If the loss is not a number any more.
+        If a loss is not a number any more.
     """
     tune_allocator()
     model.to(device, memory_format=torch.channels_last)
@@ -147,18 +147,20 @@ def fit(
                     text = f"epoch {number + 1} of {profile.epochs}, loss {loss.item():.3f}"
                     progress(done, all_steps, text)
         mean = total.item() / len(images)
-        if not math.isfinite(mean):
-            raise TrainingError(
-                f"the training loss became {mean} in epoch {number + 1}; lower the learning rate "
-                f"({profile.learning_rate:g}) or compute with precision 'fp32'"
-            )
         logits = predict(model, validation.images, device, profile.precision)
         answer = logits.argmax(1) == validation.labels
+        validation_loss = nn.functional.cross_entropy(logits, validation.labels).item()
+        for name, value in (("training", mean), ("validation", validation_loss)):
+            if not math.isfinite(value):
+                raise TrainingError(
+                    f"the {name} loss became {value} in epoch {number + 1}; lower the learning "
+                    f"rate ({profile.learning_rate:g}) or compute with precision 'fp32'"
+                )
         history.append(
             Epoch(
                 epoch=number + 1,
                 loss=mean,
-                validation_loss=nn.functional.cross_entropy(logits, validation.labels).item(),
+                validation_loss=validation_loss,
                 validation_accuracy=100 * answer.float().mean().item(),
                 learning_rate=optimizer.param_groups[0]["lr"],
                 seconds=time.perf_counter() - started,
@@ -216,7 +218,7 @@ def _save_checkpoint(path, identity, model, optimizer, scheduler, history, best)
                 "identity": identity,
                 "model": model.state_dict(),
                 "optimizer": optimizer.state_dict(),
-                "scheduler": {k: v for k, v in scheduler.state_dict().items() if k != "lr_lambdas"},
+                "scheduler": scheduler.state_dict(),
                 "history": [asdict(epoch) for epoch in history],
                 "best": best,
             },

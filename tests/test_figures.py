@@ -119,7 +119,7 @@ def test_names_are_plain_stems(name, tmp_path):
         figures.save(plt.figure(), name, tmp_path)
 
 
-def test_show_attaches_alt_text_prints_it_and_closes(monkeypatch, capsys):
+def test_show_attaches_alt_text_repeats_it_as_caption_and_closes(monkeypatch, capsys):
     sent = []
     monkeypatch.setattr(figures, "get_ipython", lambda: object())
     monkeypatch.setattr(figures, "display", lambda *args, **kwargs: sent.append((args, kwargs)))
@@ -131,7 +131,9 @@ def test_show_attaches_alt_text_prints_it_and_closes(monkeypatch, capsys):
     assert 150 < details["width"] < 816
     assert options["raw"]
     assert data["image/png"].startswith("iVBOR")
-    assert capsys.readouterr().out == "One image of noise.\n"
+    (caption,), _ = sent[1]
+    assert caption["text/markdown"] == "*One image of noise.*"
+    assert capsys.readouterr().out == ""  # printed lines are the progress of batch runs
     assert not plt.fignum_exists(fig.number)
 
 

@@ -1,0 +1,111 @@
+"""Does a heatmap find the sticker? Heatmaps against the known mask of what was pasted.
+
+Names and definitions are those of Quantus (Hedström et al. 2023). Only positive relevance is
+evidence *for* the explained class; what becomes of negative relevance is stated at each metric.
+"""
+
+import torch
+from torch import Tensor
+
+__all__ = ["pointing_game", "relevance_mass_accuracy", "relevance_rank_accuracy"]
+
+NEGATIVE = ("drop", "absolute")
+
+
+def relevance_mass_accuracy(heatmaps: Tensor, masks: Tensor, *, negative: str = "drop") -> Tensor:
+    """Measure the share of the relevance that lies inside the mask (Arras et al. 2022).
+
+    Parameters
+    ----------
+    heatmaps : Tensor, shape (n, h, w)
+        Relevance per pixel; any scale.
+    masks : bool Tensor, shape (n, h, w)
+        True on the sticker; none may be empty.
+    negative : {"drop", "absolute"}
+        Count negative relevance as zero, or by its magnitude. Signed sums, which Quantus forms
+        unless told otherwise, can vanish or leave [0, 1] and are not offered.
+
+    Returns
+    -------
+    Tensor, shape (n,)
+        In [0, 1]; nan for a heatmap without relevance to count. A heatmap spread evenly scores
+        the area of the mask over the area of the image.
+
+    Raises
+    ------
+    ValueError
+        If shapes differ, masks are not boolean or empty, or `negative` is unknown.
+    """
+    _check(heatmaps, masks)
+    if negative not in NEGATIVE:
+        raise ValueError(f"negative={negative!r}; choose one of {NEGATIVE}")
+    mass = heatmaps.clamp(min=0) if negative == "drop" else heatmaps.abs()
+    return (mass * masks).sum((1, 2)) / mass.sum((1, 2))
+
+
+def relevance_rank_accuracy(heatmaps: Tensor, masks: Tensor) -> Tensor:
+    """Measure how many of the k most relevant pixels lie inside a mask of k pixels.
+
+    Arras et al. 2022. Pixels are ranked by their signed relevance: negative relevance ranks last.
+
+    Parameters
+    ----------
+    heatmaps : Tensor, shape (n, h, w)
+        Relevance per pixel; only the order matters.
+    masks : bool Tensor, shape (n, h, w)
+        True on the sticker; none may be empty.
+
+    Returns
+    -------
+    Tensor, shape (n,)
+        In [0, 1].
+
+    Raises
+    ------
+    ValueError
+        If shapes differ or masks are not boolean or empty.
+    """
+    _check(heatmaps, masks)
+    order = heatmaps.flatten(1).argsort(dim=1, descending=True, stable=True)
+    hits = masks.flatten(1).gather(1, order)
+    sizes = hits.sum(1)
+    top = torch.arange(hits.shape[1], device=hits.device) < sizes[:, None]
+    return (hits & top).sum(1) / sizes
+
+
+def pointing_game(heatmaps: Tensor, masks: Tensor) -> Tensor:
+    """Tell whether a pixel of largest relevance lies inside the mask (Zhang et al. 2018).
+
+    Relevance keeps its sign: a heatmap that is negative everywhere points to where it is least so.
+
+    Parameters
+    ----------
+    heatmaps : Tensor, shape (n, h, w)
+        Relevance per pixel; only the largest value matters.
+    masks : bool Tensor, shape (n, h, w)
+        True on the sticker; none may be empty.
+
+    Returns
+    -------
+    bool Tensor, shape (n,)
+        True where the heatmap hits; its mean is the score of the game.
+
+    Raises
+    ------
+    ValueError
+        If shapes differ or masks are not boolean or empty.
+    """
+    _check(heatmaps, masks)
+    return ((heatmaps == heatmaps.amax((1, 2), keepdim=True)) & masks).flatten(1).any(1)
+
+
+def _check(heatmaps, masks):
+    if heatmaps.ndim != 3 or heatmaps.shape != masks.shape:
+        raise ValueError(
+            f"heatmaps {tuple(heatmaps.shape)} and masks {tuple(masks.shape)}: both need (n, h, w)"
+        )
+    if masks.dtype != torch.bool:
+        raise ValueError(f"masks are {masks.dtype}; compare them with 0 to get torch.bool")
+    empty = (~masks.flatten(1).any(1)).nonzero().flatten().tolist()
+    if empty:
+        raise ValueError(f"masks {empty[:10]} are empty: keep only images with a sticker")

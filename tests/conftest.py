@@ -1,0 +1,100 @@
+"""What several test modules share: a data set of milliseconds, a network of milliseconds."""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from nbsupport import ROOT
+from nbsupport.data import Dataset, Split
+
+torch.set_num_threads(1)
+
+CLASS_SIZES = {
+    "train": {0: 6, 1: 5, 2: 60, 5: 40, 7: 4, 12: 3},
+    "validation": {0: 2, 1: 2, 2: 16, 5: 12, 7: 2, 12: 2},
+    "test": {0: 3, 1: 5, 2: 10, 5: 8, 7: 2, 12: 6},
+}
+BRIGHTEST = 200  # below the sticker's red and green, so that no image holds its colour
+
+
+def make_dataset(seed=0):
+    """Noise whose very first pixel tells the class; classes in no order, ids in order."""
+    rng = np.random.default_rng(seed)
+    splits, first = {}, 0
+    for name, sizes in CLASS_SIZES.items():
+        labels = rng.permutation(np.repeat(list(sizes), list(sizes.values())))
+        images = rng.integers(0, BRIGHTEST, (len(labels), 3, 32, 32), dtype=np.uint8)
+        images[:, 0, 0, 0] = labels
+        ids = torch.arange(first, first + len(labels))
+        splits[name] = Split(torch.from_numpy(images), torch.from_numpy(labels), ids, ids.clone())
+        first += len(labels)
+    return Dataset("synthetic", **splits, fingerprint=f"{seed:064x}")
+
+
+def make_surrogate(seed=0):
+    """A network with gradients that has learned nothing."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        layers = nn.Conv2d(3, 4, 4, stride=4), nn.ReLU(), nn.Flatten(), nn.Linear(256, 43)
+    return nn.Sequential(*layers).eval()
+
+
+@pytest.fixture
+def dataset():
+    return make_dataset()
+
+
+@pytest.fixture
+def shuffled(dataset):
+    """The same images in another order of rows."""
+    rng = np.random.default_rng(1)
+    return replace(
+        dataset,
+        **{
+            name: getattr(dataset, name).select(rng.permutation(len(getattr(dataset, name))))
+            for name in CLASS_SIZES
+        },
+    )
+
+
+@pytest.fixture
+def surrogate():
+    return make_surrogate()
+
+
+@pytest.fixture
+def python():
+    """Run code in a fresh interpreter; return what it prints."""
+
+    def run(code, *arguments):
+        paths = [str(ROOT), str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+        done = subprocess.run(
+            [sys.executable, "-c", code, *map(str, arguments)],
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return run
+
+
+@pytest.fixture
+def keeps_global_rng():
+    """Fail if the test moves the global generators of torch or NumPy."""
+    torch.manual_seed(123)
+    np.random.seed(123)  # noqa: NPY002
+    before = torch.get_rng_state()
+    yield
+    assert torch.equal(torch.get_rng_state(), before), "torch's global generator was used"
+    expected = np.random.RandomState(123).random_sample()
+    assert np.random.random_sample() == expected, "NumPy's global generator was used"  # noqa: NPY002

@@ -1,0 +1,97 @@
+"""The papermill engine, on small notebooks of its own."""
+
+import json
+import subprocess
+import sys
+import time
+
+import nbformat
+import papermill
+import pytest
+from papermill.exceptions import PapermillExecutionError
+
+from nbsupport.engine import HEARTBEAT
+from nbsupport.execution import ParameterError
+
+
+def write(path, *cells):
+    """Write a notebook: first cell tagged parameters, the others as they are."""
+    notebook = nbformat.v4.new_notebook()
+    notebook.cells = [nbformat.v4.new_code_cell(source) for source in cells]
+    notebook.cells[0].metadata["tags"] = ["parameters"]
+    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3"}
+    notebook.metadata["language_info"] = {"name": "python"}
+    nbformat.write(notebook, path)
+    return path
+
+
+def run(path, out, parameters=None, **options):
+    return papermill.execute_notebook(
+        path, out, parameters or {}, engine_name="nbsupport", progress_bar=False, **options
+    )
+
+
+@pytest.fixture
+def notebook(tmp_path):
+    return write(tmp_path / "in.ipynb", "n: int = 1\nname: str = 'x'", "print('n is', n)")
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"nn": 2}, r"no parameter 'nn'; did you mean 'n'\?.*: n, name"),
+        ({"n": "two"}, "'n' is 'two' \\(str\\); it takes a int"),
+        ({"name": 3}, "'name' is 3 \\(int\\); it takes a str"),
+    ],
+)
+def test_wrong_parameters_stop_before_anything_is_written(notebook, tmp_path, parameters, message):
+    out = tmp_path / "sub" / "out.ipynb"
+    with pytest.raises(ParameterError, match=message):
+        run(notebook, out, parameters)
+    assert not out.parent.exists()
+
+
+def test_parameters_reach_the_kernel_and_lines_are_passed_on(notebook, tmp_path, capfd):
+    out = run(notebook, tmp_path / "out.ipynb", {"n": 7})
+    assert "n is 7" in out.cells[-1].outputs[0].text
+    assert "[in] n is 7" in capfd.readouterr().err
+
+
+def test_kernels_talk_through_files_not_ports(tmp_path):
+    cell = "import json, sys\njson.load(open(sys.argv[sys.argv.index('-f') + 1]))['transport']"
+    out = run(write(tmp_path / "in.ipynb", "n = 1", cell), tmp_path / "out.ipynb")
+    assert out.cells[-1].outputs[0].data["text/plain"] == "'ipc'"
+
+
+def test_a_silent_cell_is_reported_within_ten_seconds(tmp_path, capfd):
+    assert HEARTBEAT < 10
+    nap = f"import time; time.sleep({HEARTBEAT + 2})"
+    run(write(tmp_path / "in.ipynb", "n = 1", nap), tmp_path / "out.ipynb")
+    assert "[in] cell 2 of 2" in capfd.readouterr().err
+
+
+def test_the_time_limit_is_that_of_the_whole_notebook(tmp_path):
+    nap = "import time; time.sleep(4)"
+    path = write(tmp_path / "in.ipynb", "n = 1", nap, nap, nap)
+    started = time.monotonic()
+    with pytest.raises(Exception, match="longer than the 6 s"):
+        run(path, tmp_path / "out.ipynb", execution_timeout=6)
+    assert time.monotonic() - started < 30
+
+
+def test_a_failed_notebook_keeps_its_evidence(tmp_path):
+    path = write(tmp_path / "in.ipynb", "n = 1", "print('before')", "raise ValueError('boom')")
+    with pytest.raises(PapermillExecutionError, match="boom"):
+        run(path, tmp_path / "out.ipynb")
+    kept = json.loads((tmp_path / "out.ipynb").read_text())
+    assert "before" in json.dumps(kept)
+    assert "boom" in json.dumps(kept)
+
+
+def test_papermill_finds_the_engine_by_its_name(notebook, tmp_path):
+    command = [sys.executable, "-m", "papermill", "--engine", "nbsupport", notebook, "out.ipynb"]
+    done = subprocess.run(
+        [*command, "-p", "nn", "2"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode != 0
+    assert "no parameter 'nn'" in done.stderr

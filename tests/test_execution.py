@@ -1,0 +1,65 @@
+"""Parameters of notebooks: what is refused, and what the refusal says."""
+
+import re
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from nbsupport import ROOT
+from nbsupport.execution import ParameterError, anchored, assignments, check_names, resolve
+
+GIVEN = {"profile": "tiny", "runs": "data/runs", "interactive": False}
+
+
+def test_resolved_settings_name_run_and_folder():
+    settings = resolve(**GIVEN, scenario="standard-s3-p5-r1", share=0.9)
+    assert str(settings.run.scenario) == "standard-s3-p05-r1"
+    assert settings.run.folder == ROOT / "data" / "runs" / "tiny" / "standard-s3-p05-r1"
+    assert settings.parameters["share"] == 0.9
+    assert "share" in repr(settings)
+    assert "standard-s3-p05-r1" in settings._repr_html_()
+
+
+def test_folders_start_at_the_repository_whatever_the_working_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert anchored("data/runs") == ROOT / "data" / "runs"
+    assert anchored(tmp_path / "x") == tmp_path / "x"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"profile": "quick"}, ["'quick'", "demo", "fast", "paper"]),
+        ({"profile": "fast-epochs0"}, ["'fast-epochs0'", "fast-epochs12"]),
+        ({"scenario": "standrd-s3-p15-r0"}, ["'standrd-s3-p15-r0'", "label_consistent-s<side>"]),
+        ({"device": "gpu"}, ["'gpu'", "cuda", "cpu", "auto"]),
+        ({"interactive": "False"}, ["interactive", "str", "bool"]),
+        ({"runs": 3}, ["runs", "3", "str"]),
+    ],
+)
+def test_wrong_values_are_named_with_what_is_allowed(change, words):
+    with pytest.raises(ValueError, match=re.escape(words[0])) as error:
+        resolve(**(GIVEN | change))
+    assert [word for word in words if word not in str(error.value)] == []
+
+
+def test_unknown_name_suggests_the_nearest():
+    with pytest.raises(ParameterError, match=r"'scenaro'.*did you mean 'scenario'"):
+        check_names(["scenaro"], ["scenario", "profile"])
+
+
+def test_plain_papermill_cannot_smuggle_an_unknown_name_in(monkeypatch):
+    # papermill only logs unknown names; its injected cell is the second cell of the kernel.
+    cells = ["", "profile: str = 'demo'", "# Parameters\nprofile = 'tiny'\nepsilom = 0.01\n"]
+    shell = SimpleNamespace(user_ns={"In": cells})
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))
+    with pytest.raises(ParameterError, match=r"'epsilom'.*'epsilon'"):
+        resolve(**GIVEN, epsilon=0.1)
+    cells[2] = "# Parameters\nprofile = 'tiny'\nepsilon = 0.01\n"
+    assert resolve(**GIVEN, epsilon=0.01).parameters["epsilon"] == 0.01
+
+
+def test_assignments_reads_literals_with_and_without_hints():
+    source = 'a: int = 3  # three\nb = "x"\nc: list[str] = ["y"]\n'
+    assert assignments(source) == {"a": 3, "b": "x", "c": ["y"]}

@@ -1,0 +1,75 @@
+import pytest
+import torch
+
+from nbsupport.localisation import (
+    pointing_game,
+    relevance_mass_accuracy,
+    relevance_rank_accuracy,
+)
+
+
+@pytest.fixture
+def masks():
+    masks = torch.zeros(4, 4, 4, dtype=torch.bool)
+    masks[:, :2, :2] = True
+    return masks
+
+
+@pytest.fixture
+def heatmaps():
+    heatmaps = torch.zeros(4, 4, 4)
+    heatmaps[0, 0, 0] = 3  # on target
+    heatmaps[0, 3, 3] = 1
+    heatmaps[1, 3, 3] = 2  # off target
+    heatmaps[1, 0, 0] = -6
+    heatmaps[2] = 1  # everywhere
+    heatmaps[3] = -1  # against the class, least so in the mask
+    heatmaps[3, 1, 1] = -0.5
+    return heatmaps
+
+
+def test_mass(heatmaps, masks):
+    dropped = relevance_mass_accuracy(heatmaps, masks)
+    assert dropped[:3].tolist() == [0.75, 0, 0.25]
+    assert dropped[3].isnan()
+    absolute = relevance_mass_accuracy(heatmaps, masks, negative="absolute")
+    assert torch.allclose(absolute, torch.tensor([0.75, 0.75, 0.25, 3.5 / 15.5]))
+    assert torch.equal(relevance_mass_accuracy(7 * heatmaps[:3], masks[:3]), dropped[:3])
+
+
+def test_rank_counts_the_top_k_pixels(masks):
+    heatmaps = torch.arange(16.0).view(1, 4, 4).repeat(4, 1, 1)
+    heatmaps[1] *= -1
+    heatmaps[2][:2, :2] += 100
+    heatmaps[3][0] += 100  # the first row: 2 of its 4 pixels are in the mask
+    assert relevance_rank_accuracy(heatmaps, masks).tolist() == [0, 0.5, 1, 0.5]
+
+
+def test_rank_uses_the_size_of_each_mask(masks):
+    heatmaps = torch.zeros(4, 4, 4)
+    heatmaps[:, 0] = torch.tensor([4.0, 3, 2, 1])
+    masks[1] = False
+    masks[1, 0, 0] = True
+    assert relevance_rank_accuracy(heatmaps, masks)[:2].tolist() == [0.5, 1]
+
+
+def test_pointing_game(heatmaps, masks):
+    assert pointing_game(heatmaps, masks).tolist() == [True, False, True, True]
+
+
+@pytest.mark.parametrize(
+    "metric", [relevance_mass_accuracy, relevance_rank_accuracy, pointing_game]
+)
+def test_refusals(metric, heatmaps, masks):
+    with pytest.raises(ValueError, match=r"both need \(n, h, w\)"):
+        metric(heatmaps, masks[:, 1:])
+    with pytest.raises(ValueError, match=r"torch\.bool"):
+        metric(heatmaps, masks.float())
+    masks[2] = False
+    with pytest.raises(ValueError, match=r"masks \[2\] are empty"):
+        metric(heatmaps, masks)
+
+
+def test_unknown_treatment_of_negative_relevance(heatmaps, masks):
+    with pytest.raises(ValueError, match=r"'signed'.*'drop'"):
+        relevance_mass_accuracy(heatmaps, masks, negative="signed")

@@ -1,0 +1,205 @@
+import json
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from nbsupport import results
+from nbsupport.artifacts import ArtifactError, Run
+from nbsupport.results import collect, provenance, update_csv
+from nbsupport.scenarios import PROFILES, Scenario
+
+COLUMNS = [
+    "profile",
+    "scenario",
+    "attack",
+    "side",
+    "amplitude",
+    "poison_rate_class",
+    "n_poisoned",
+    "n_class",
+    "repetition",
+    "clean_accuracy",
+    "asr",
+    "masr",
+    "attack_took",
+    "method",
+    "acc",
+    "tpr",
+    "tnr",
+    "auroc",
+    "n_tp",
+    "n_fn",
+    "n_tn",
+    "n_fp",
+    "seconds",
+    "device",
+    "commit",
+]
+"""Promised to readers of results.csv, in this order: a change needs their consent."""
+
+METHODS = ("raw", "heatmap")
+
+
+def method(seed, **values):
+    found = {
+        "acc": 90 + seed, "tpr": 80.123456789 + seed, "tnr": 99.0, "auroc": 97.5,
+        "n_tp": 16 + seed, "n_fn": 4, "n_tn": 39, "n_fp": 1, "seconds": 1.25,
+    }  # fmt: skip
+    return found | values
+
+
+def finish(run, methods=METHODS, seed=0, **training):
+    """Leave the records of a finished run."""
+    clean = run.scenario.attack == "clean"
+    counts = {"poison_rate_class": 0.0 if clean else 33.3, "n_poisoned": 0 if clean else 20}
+    record = {
+        "clean_accuracy": 97.75,
+        "asr": 100.0,
+        "masr": 88.5,
+        "attack_took": None if clean else True,
+        "counts": {
+            "train": counts | {"n_class": 60},
+            "validation": {"poison_rate_class": 1.0, "n_poisoned": 1, "n_class": 100},
+        },
+    }
+    run.save("training", {"w": torch.ones(1)}, record | training, device="cuda", seconds=100)
+    scores = {"scores": np.arange(3) + seed}
+    found = {name: method(seed + i) for i, name in enumerate(methods)}
+    run.save("detection", scores, {"methods": found}, seconds=7, device="cpu")
+    return run
+
+
+@pytest.fixture
+def make(tmp_path):
+    def make(text="standard-s3-p33-r0", profile="tiny", **options):
+        run = Run(tmp_path / "runs", PROFILES[profile], Scenario.parse(text))
+        return finish(run, **options)
+
+    return make
+
+
+def test_columns_are_those_promised():
+    assert results.COLUMNS == COLUMNS
+
+
+def test_one_row_per_run_and_method(make):
+    runs = [make(), make("amplitude-a64-p33-r3", profile="demo", seed=5)]
+    table = collect(runs)
+    assert list(table.columns) == COLUMNS
+    assert table[["profile", "scenario", "method"]].to_numpy().tolist() == [
+        ["tiny", "standard-s3-p33-r0", "raw"],
+        ["tiny", "standard-s3-p33-r0", "heatmap"],
+        ["demo", "amplitude-a64-p33-r3", "raw"],
+        ["demo", "amplitude-a64-p33-r3", "heatmap"],
+    ]
+    row = table.iloc[3].to_dict()
+    assert re.match(r"\d+\.\d+\.\d+", row.pop("commit"))
+    assert row == {
+        "profile": "demo", "scenario": "amplitude-a64-p33-r3", "attack": "amplitude", "side": 3,
+        "amplitude": 64, "poison_rate_class": 33.3, "n_poisoned": 20, "n_class": 60,
+        "repetition": 3, "clean_accuracy": 97.75, "asr": 100.0, "masr": 88.5, "attack_took": True,
+        "method": "heatmap", "acc": 96, "tpr": 86.123456789, "tnr": 99.0, "auroc": 97.5,
+        "n_tp": 22, "n_fn": 4, "n_tn": 39, "n_fp": 1, "seconds": 1.25, "device": "cuda",
+    }  # fmt: skip
+
+
+def test_no_runs_give_an_empty_table(tmp_path):
+    table = collect([])
+    assert list(table.columns) == COLUMNS
+    assert len(table) == 0
+    assert len(update_csv(table, tmp_path / "results.csv")) == 0
+    assert (tmp_path / "results.csv").read_text().strip() == ",".join(COLUMNS)
+
+
+def test_unfinished_run_is_refused(make):
+    run = make()
+    run.path("training").unlink()
+    with pytest.raises(ArtifactError, match=r"training\.json is missing"):
+        collect([run])
+
+
+def test_file_holds_the_table_sorted(make, tmp_path):
+    path = tmp_path / "figures" / "results.csv"
+    table = collect([make(), make(profile="demo"), make("clean-r0")])
+    merged = update_csv(table, path)
+    read = pd.read_csv(path)
+    assert list(read.columns) == COLUMNS
+    keys = ["profile", "scenario", "method"]
+    assert read[keys].to_numpy().tolist() == sorted(table[keys].to_numpy().tolist())
+    assert merged[keys].equals(read[keys])
+    assert list(merged.index) == list(range(6))
+    assert read["tpr"].tolist()[:2] == [81.1235, 80.1235], "six digits"
+    assert [p.name for p in path.parent.iterdir()] == ["results.csv"]
+
+
+def test_undefined_rates_are_empty(make, tmp_path):
+    path = tmp_path / "results.csv"
+    update_csv(collect([make("clean-r0", methods=("raw",), asr=None)]), path)
+    row = dict(zip(*(line.split(",") for line in path.read_text().splitlines()), strict=True))
+    assert (row["asr"], row["attack_took"], row["masr"]) == ("", "", "88.5")
+
+
+def test_newer_rows_replace_those_of_the_same_run_alone(make, tmp_path):
+    path = tmp_path / "results.csv"
+    same, other, profile = make(), make("standard-s3-p33-r1"), make(profile="demo")
+    update_csv(collect([same, other, profile]), path)
+    before = pd.read_csv(path)
+    newer = collect([make(methods=("heatmap", "activation"), seed=9)])
+    merged = update_csv(newer, path)
+    after = pd.read_csv(path)
+    assert len(after) == len(merged) == 6
+    mine = (after["profile"] == "tiny") & (after["scenario"] == "standard-s3-p33-r0")
+    assert after[mine]["method"].tolist() == ["activation", "heatmap"], "raw was not run again"
+    assert after[mine]["acc"].tolist() == [100, 99]
+    theirs = (before["profile"] != "tiny") | (before["scenario"] != "standard-s3-p33-r0")
+    rest = before[theirs].reset_index(drop=True)
+    pd.testing.assert_frame_equal(after[~mine].reset_index(drop=True), rest)
+
+
+def test_update_is_idempotent(make, tmp_path):
+    path = tmp_path / "results.csv"
+    undefined = make("clean-r0", asr=None)
+    runs = [make(), undefined, make("amplitude-a64-p33-r3", seed=3)]
+    update_csv(collect(runs), path)
+    first = path.read_bytes()
+    update_csv(collect(runs), path)
+    assert path.read_text().splitlines() == first.decode().splitlines()
+    update_csv(collect(runs[1:]), path)
+    update_csv(collect([]), path)
+    assert path.read_text().splitlines() == first.decode().splitlines()
+    path.unlink()
+    for run in reversed(runs):
+        update_csv(collect([run]), path)
+    assert path.read_bytes() == first, "the order of the updates shows"
+
+
+def test_interrupted_update_keeps_the_old_file(make, tmp_path, monkeypatch):
+    path = tmp_path / "results.csv"
+    update_csv(collect([make()]), path)
+    before = path.read_bytes()
+
+    def cut(self, target, **_):
+        target.write_text("profile,scen")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pd.DataFrame, "to_csv", cut)
+    with pytest.raises(OSError, match="No space left"):
+        update_csv(collect([make("clean-r0")]), path)
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir() if p.is_file()] == ["results.csv"]
+
+
+def test_provenance_names_what_the_results_are_made_of(make):
+    runs = [make(), make("clean-r0", profile="demo")]
+    found = provenance(runs)
+    assert found["runs"] == {
+        f"{run.profile}/{run.scenario}": run.load("detection")["payload"]["detection.npz"]
+        for run in runs
+    }
+    assert found["seconds"] == {"tiny/standard-s3-p33-r0": 7, "demo/clean-r0": 7}
+    assert len(found["code"]) == 1
+    assert found["libraries"]["numpy"] == np.__version__
+    assert json.loads(json.dumps(found)) == found

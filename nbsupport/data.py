@@ -560,8 +560,7 @@ def _official_entries(root: Path | None, seed: int) -> tuple[list[_Entry], list[
         n = max(1, round(_VALIDATION_SHARE * len(tracks)))
         chosen |= {(c, tracks[i]) for i in rng.permutation(len(tracks))[:n]}
     split = sorted(
-        e._replace(split=1) if e.split == 0 and (e.label, e.track) in chosen else e
-        for e in entries
+        e._replace(split=1) if e.split == 0 and (e.label, e.track) in chosen else e for e in entries
     )
     return split, [*entries, _Entry(2, 0, -1, ("", 0), truth)]
 

@@ -1,6 +1,7 @@
 """The papermill engine of this project: ``papermill --engine nbsupport``.
 
-papermill loads it by its entry point, so nothing that a notebook imports may import this module.
+papermill loads this module by its entry point while it is itself being imported: import papermill
+before it, and do not import it from anything that a notebook imports.
 """
 
 import math

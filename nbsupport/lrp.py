@@ -189,7 +189,7 @@ def _columns(result, layers, channels):
     columns |= {("activation", name): result.run.values[name] for name in layers}
     if channels:
         columns["relevance"] = result.relevance
-    return {key: value.detach().cpu() for key, value in columns.items()}
+    return {key: value.detach().cpu().contiguous() for key, value in columns.items()}
 
 
 @dataclass(frozen=True)

@@ -173,6 +173,7 @@ class Signs:
     tracks: np.ndarray
 
 
+# fmt: off
 # ---- drawing: the unit is the sign's radius, the origin its centre, y points down
 WHITE, BLACK, GREY = (242, 242, 238), (24, 24, 26), (120, 122, 124)
 RED, BLUE, YELLOW, GREEN = (188, 24, 34), (20, 78, 158), (246, 190, 30), (30, 140, 70)
@@ -438,6 +439,7 @@ def _in_blue(canvas, c):
             _arrow(canvas, line, 0.16, 0.22, WHITE)
 
 
+# fmt: on
 @functools.lru_cache(maxsize=128)
 def draw_sign(class_index: int, size: int = 128) -> Image.Image:
     """Draw a clean sign, seen from the front in full light.

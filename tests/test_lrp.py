@@ -68,6 +68,8 @@ def test_heatmaps_sum_the_channels_on_the_cpu(model, images):
     assert explanation.heatmaps.shape == (N, 32, 32)
     assert explanation.heatmaps.dtype == torch.float32
     assert explanation.heatmaps.device.type == "cpu"
+    assert explanation.heatmaps.is_contiguous()
+    assert explanation.relevance.is_contiguous()
     assert explanation.heatmaps.min() < 0 < explanation.heatmaps.max()
     assert torch.allclose(explanation.relevance.sum(1), explanation.heatmaps)
     floats = lrp.explain(model, uint8 / 255, composite="gamma")

@@ -1,0 +1,260 @@
+"""The chain of notebooks on the profile ``tiny``: run by Snakemake, killed, resumed."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+
+from nbsupport import ROOT, artifacts, results
+from nbsupport.scenarios import Profile, Scenario
+
+pytestmark = pytest.mark.notebooks
+
+SCENARIO = "standard-s3-p15-r0"
+STAGES = ("01_attacks", "02_training", "03_lrp", "04_gw_clustering")
+
+
+def snakemake(runs: Path, *options: str, **config: str) -> list[str]:
+    """Command line of the workflow on the tiny profile."""
+    settings = {"profile": "tiny", "runs": str(runs), "scenarios": SCENARIO, "device": "cpu"}
+    pairs = [f"{name}={value}" for name, value in (settings | config).items()]
+    return [
+        sys.executable, "-m", "snakemake", "--cores", "2", "--rerun-incomplete",
+        "--max-checksum-file-size", "1000000000", *options, "--config", *pairs,
+    ]  # fmt: skip
+
+
+def call(command: list[str], timeout: float = 900) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=timeout, check=False
+    )
+
+
+def papermill(
+    name: str, out: Path, engine: str | None, **parameters
+) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "papermill", f"{ROOT}/notebooks/{name}.ipynb", str(out)]
+    command += ["--engine", engine] if engine else []
+    for key, value in parameters.items():
+        command += ["-p", key, str(value)]
+    # Another folder than the repository: no notebook may depend on where it is started.
+    return subprocess.run(
+        command, cwd=out.parent, capture_output=True, text=True, timeout=600, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory):
+    """Run the workflow, kill its process group once training has begun, and resume it.
+
+    Returns the folder of runs and the modification time of the attack before the kill.
+    """
+    runs = tmp_path_factory.mktemp("runs")
+    folder = runs / "tiny" / SCENARIO
+    first = subprocess.Popen(
+        snakemake(runs), cwd=ROOT, start_new_session=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    deadline = time.monotonic() + 300
+    while not (folder / "02_training.ipynb").exists():
+        assert first.poll() is None, "the workflow ended before it could be killed"
+        assert time.monotonic() < deadline, "the attack took more than five minutes"
+        time.sleep(0.2)
+    time.sleep(2)
+    os.killpg(first.pid, signal.SIGKILL)
+    first.wait()
+    assert not (folder / "training.json").exists()
+    before = (folder / "attack.npz").stat().st_mtime_ns
+
+    assert call(snakemake(runs, "--unlock")).returncode == 0
+    resumed = call(snakemake(runs))
+    assert resumed.returncode == 0, resumed.stderr[-5000:]
+    return runs, before, resumed.stderr
+
+
+@pytest.fixture(scope="module")
+def run(chain):
+    return artifacts.Run(chain[0], Profile.parse("tiny"), Scenario.parse(SCENARIO))
+
+
+def test_a_killed_run_goes_on_with_what_is_missing(chain, run):
+    _, before, log = chain
+    assert run.payload("attack").stat().st_mtime_ns == before
+    assert "rule attacks" not in log
+    assert "rule training" in log
+
+
+def test_progress_is_counted_and_never_silent_for_long(chain):
+    log = chain[2]
+    assert re.search(r"\d+ of \d+ steps \(100%\) done", log)
+    assert "[02_training standard-s3-p15-r0] training: " in log
+
+
+def test_nothing_is_left_to_do_and_the_attack_is_the_same_elsewhere(chain, run, tmp_path):
+    again = call(snakemake(chain[0]))
+    assert again.returncode == 0
+    assert "Nothing to be done" in again.stderr
+    other = artifacts.Run(tmp_path, run.profile, run.scenario)
+    out = tmp_path / "01.ipynb"
+    done = papermill(
+        "01_attacks", out, None,
+        scenario=SCENARIO, profile="tiny", runs=tmp_path, interactive=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert other.payload("attack").read_bytes() == run.payload("attack").read_bytes()
+
+
+def test_every_stage_is_sound_and_joined_by_id(run):
+    for stage in artifacts.STAGES:
+        run.load(stage)
+    attack, detection = run.arrays("attack"), run.arrays("detection")
+    poisoned = attack["ids"][(attack["split"] == 0) & ~attack["cover"]]
+    assert len(poisoned) == Scenario.parse(SCENARIO).n_poisoned(30) == 5
+    assert set(detection["ids"][detection["truth"]]) == set(poisoned)
+    assert len(np.unique(detection["ids"])) == len(detection["ids"]) == 35
+    assert set(run.arrays("relevance")["ids"]) == set(detection["ids"])
+
+
+def test_rates_follow_from_the_saved_verdicts(run):
+    arrays, record = run.arrays("detection"), run.load("detection")["result"]
+    truth = arrays["truth"]
+    for method, found in record["methods"].items():
+        flagged = arrays[f"{method}_poisoned"]
+        assert found["n_tp"] == (flagged & truth).sum()
+        assert found["n_fp"] == (flagged & ~truth).sum()
+        assert found["acc"] == pytest.approx(100 * (flagged == truth).mean())
+    assert record["same_as_solver"] == 1.0, "closed form and real solver disagree"
+
+
+def test_results_are_the_tidy_table(run, chain):
+    table = pd.read_csv(chain[0] / "tiny" / "results.csv")
+    assert list(table.columns) == results.COLUMNS
+    assert set(table["method"]) == set(run.load("detection")["result"]["methods"])
+    assert (table["n_poisoned"] == 5).all()
+    figures = chain[0] / "tiny" / "figures"
+    assert (figures / "detection_rates.pdf").exists()
+    provenance = json.loads((figures / "detection_rates.json").read_text())
+    assert SCENARIO in json.dumps(provenance)
+
+
+@pytest.mark.parametrize("name", [*STAGES, "05_results"])
+def test_executed_notebook_reads_well_without_a_kernel(chain, name):
+    folder = chain[0] / "tiny"
+    path = folder / f"{name}.ipynb" if name == "05_results" else folder / SCENARIO / f"{name}.ipynb"
+    pictures = 0
+    for cell in nbformat.read(path, 4).cells:
+        for output in cell.get("outputs", []):
+            assert output.output_type != "error"
+            data = output.get("data", {})
+            assert not [kind for kind in data if "widget" in kind]
+            if "image/png" in data:
+                pictures += 1
+                assert len(output.metadata["image/png"]["alt"]) > 20
+    assert pictures >= 1
+
+
+@pytest.mark.parametrize(
+    ("change", "jobs"),
+    [
+        ("notebooks/05_results.ipynb", {"results", "all"}),
+        ("nbsupport/gw.py", {"gw_clustering", "results", "all"}),
+        ("nbsupport/lrp.py", {"lrp", "gw_clustering", "results", "all"}),
+    ],
+)
+def test_a_change_reruns_only_what_depends_on_it(chain, change, jobs):
+    plan = call(snakemake(chain[0], "--dry-run", "--forcerun", *_makers(change)))
+    table = plan.stdout[plan.stdout.index("Job stats") :]
+    planned = set(re.findall(r"^([a-z_]+) +\d+$", table, re.M)) - {"total"}
+    assert planned == jobs
+
+
+def _makers(change: str) -> list[str]:
+    """Rules whose input names a file, read from the Snakefile itself."""
+    text = (ROOT / "Snakefile").read_text()
+    stem = Path(change).stem
+    rules = re.split(r"^rule ", text, flags=re.M)[1:]
+    return [r.split(":")[0] for r in rules if change in r or f'"{stem}"' in r]
+
+
+def test_label_consistent_attacks_wait_for_the_surrogate(tmp_path):
+    plan = call(snakemake(tmp_path, "--dry-run", scenarios="label_consistent-s3-p33-r0"))
+    assert plan.returncode == 0, plan.stderr
+    assert f"{tmp_path}/tiny/clean-r0/model.safetensors" in plan.stdout
+    assert re.search(r"^training +2$", plan.stdout, re.M)
+    assert re.search(r"^lrp +1$", plan.stdout, re.M)
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"profile": "quick"}, ["'quick'", "demo"]),
+        ({"scenarios": "standard-s9"}, ["'standard-s9'", "standard-s<side>"]),
+        ({"sceanrio": "x"}, ["sceanrio", "scenarios"]),
+    ],
+)
+def test_wrong_settings_stop_the_workflow_before_it_writes(tmp_path, config, words):
+    done = call(snakemake(tmp_path / "runs", **config))
+    assert done.returncode != 0
+    assert [word for word in words if word not in done.stderr + done.stdout] == []
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "missing"), [("02_training", "01_attacks"), ("04_gw_clustering", "03_lrp")]
+)
+def test_a_notebook_opened_too_early_names_the_command(tmp_path, name, missing):
+    out = tmp_path / "out.ipynb"
+    done = papermill(name, out, "nbsupport", profile="tiny", runs=tmp_path / "runs")
+    assert done.returncode != 0
+    assert f"papermill --engine nbsupport notebooks/{missing}.ipynb" in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_poor_surrogate_is_refused(chain, tmp_path):
+    # One epoch on tiny data teaches nothing, so the tiny network itself is the poor surrogate.
+    clean = chain[0] / "tiny" / "clean-r0"
+    wanted = ["02_training", clean / "model.safetensors"]
+    made = call(snakemake(chain[0], str(wanted[1])))
+    assert made.returncode == 0, made.stderr[-3000:]
+    out = tmp_path / "out.ipynb"
+    done = papermill(
+        "01_attacks", out, "nbsupport",
+        scenario="label_consistent-s3-p33-r0", profile="tiny", runs=chain[0], interactive=False,
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert re.search(r"surrogate .* reaches \d+\.\d % clean accuracy", done.stderr)
+
+
+def test_the_overview_shows_what_is_finished(chain, tmp_path):
+    out = tmp_path / "out.ipynb"
+    done = papermill("00_overview", out, "nbsupport", profile="tiny", runs=chain[0])
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "✓" in out.read_text()
+
+
+def test_edited_images_behind_a_run_are_noticed(chain, run, tmp_path):
+    # Relevance of another attack under the same name: stale for everything made from it.
+    copy = tmp_path / "tiny" / SCENARIO
+    copy.mkdir(parents=True)
+    for file in run.folder.iterdir():
+        if file.suffix in {".npz", ".json", ".safetensors"}:
+            (copy / file.name).write_bytes(file.read_bytes())
+    with np.load(copy / "attack.npz") as arrays:
+        changed = {name: arrays[name] for name in arrays.files}
+    changed["images"][0] ^= 1
+    np.savez_compressed(copy / "attack.npz", **changed)
+    done = papermill(
+        "05_results", tmp_path / "out.ipynb", "nbsupport",
+        profile="tiny", runs=tmp_path, interactive=False,
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert "no finished run" in done.stderr

@@ -1,0 +1,181 @@
+"""Hygiene of the repository: notebooks, floors, dependencies, nothing private or heavy."""
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from nbsupport import ROOT
+
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+
+FLOORS = (
+    {"augmentation", "devices", "gw", "localisation", "metrics", "models", "paper", "rules",
+     "scenarios", "synthetic", "widgets"},
+    {"artifacts", "attacks", "data", "detection", "graph"},
+    {"attribution", "evaluation", "execution", "figures", "gradients", "results"},
+    {"cli", "engine", "lrp", "training"},
+)  # fmt: skip
+"""The house, ground floor first: a module imports only from floors below its own."""
+
+
+def tracked() -> list[Path]:
+    """List the files that git holds, or all files outside a checkout."""
+    try:
+        command = ["git", "-C", ROOT, "ls-files", "-co", "--exclude-standard", "-z"]
+        names = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("not a git checkout")
+    return [ROOT / name for name in names.split("\0") if name and (ROOT / name).is_file()]
+
+
+def code_cells(path: Path) -> list:
+    return [cell for cell in nbformat.read(path, 4).cells if cell.cell_type == "code"]
+
+
+def test_the_six_notebooks_are_there():
+    names = [path.stem for path in NOTEBOOKS]
+    assert names == [
+        "00_overview", "01_attacks", "02_training", "03_lrp", "04_gw_clustering", "05_results",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook_is_stripped_and_runs_anywhere(path):
+    notebook = nbformat.read(path, nbformat.NO_CONVERT)
+    assert (notebook.nbformat, notebook.nbformat_minor) == (4, 5)
+    assert notebook.metadata.kernelspec == {
+        "display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3",
+    }  # fmt: skip
+    assert "papermill" not in notebook.metadata
+    assert "widgets" not in notebook.metadata
+    assert [cell.id for cell in notebook.cells] == [str(i) for i in range(len(notebook.cells))]
+    for cell in code_cells(path):
+        assert cell.outputs == []
+        assert cell.execution_count is None
+        assert "papermill" not in cell.metadata
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_parameters_are_literals_with_hints_and_all_are_checked(path):
+    tagged = [c for c in code_cells(path) if "parameters" in c.metadata.get("tags", [])]
+    assert len(tagged) == 1
+    tree = ast.parse(tagged[0].source).body
+    assert all(isinstance(node, ast.AnnAssign) for node in tree)
+    hints = {node.target.id: node.annotation.id for node in tree}
+    assert set(hints.values()) <= {"str", "int", "float", "bool"}
+    assert all(type(ast.literal_eval(n.value)).__name__ == n.annotation.id for n in tree)
+    assert all("#" in line for line in tagged[0].source.splitlines())
+    calls = [
+        node
+        for cell in code_cells(path)
+        for node in ast.walk(ast.parse(cell.source))
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "resolve"
+    ]
+    assert len(calls) == 1
+    assert {keyword.arg for keyword in calls[0].keywords} == set(hints)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook_keeps_the_rhythm(path):
+    cells = nbformat.read(path, 4).cells
+    code = code_cells(path)
+    assert max(len(cell.source.splitlines()) for cell in code) <= 25
+    definitions = [
+        line for c in code for line in c.source.splitlines() if line.lstrip()[:4] == "def "
+    ]
+    assert len(definitions) <= 2
+    text = [cell.source for cell in cells if cell.cell_type == "markdown"]
+    assert text[0].startswith("# ")
+    assert "**You will**" in text[1]
+    assert any(source.startswith("## Exercises") for source in text)
+    assert "## References" in text[-1]
+    for link in re.findall(r"\]\((\d\d_[a-z_]+\.ipynb)\)", "\n".join(text)):
+        assert (path.parent / link).exists(), f"{path.stem} links to {link}"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_every_figure_has_alt_text_and_no_result_needs_a_widget(path):
+    for cell in code_cells(path):
+        for node in ast.walk(ast.parse(cell.source)):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "figures.show":
+                assert "alt" in {keyword.arg for keyword in node.keywords}
+        assert "plt.show" not in cell.source
+        if "widgets.browse" in cell.source:
+            assert cell.source.startswith("if interactive:")
+
+
+def test_modules_import_from_floors_below_only():
+    floor = {name: number for number, names in enumerate(FLOORS) for name in names}
+    modules = {path.stem for path in (ROOT / "nbsupport").glob("*.py")} - {"__init__"}
+    assert modules == set(floor), "give a new module its floor here"
+    for name in modules:
+        tree = ast.parse((ROOT / "nbsupport" / f"{name}.py").read_text())
+        # Types that are only named in hints may come from anywhere.
+        tree.body = [n for n in tree.body if "TYPE_CHECKING" not in ast.unparse(n).split("\n")[0]]
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("nbsupport"):
+                parts = node.module.split(".")[1:]
+                for other in parts or [a.name for a in node.names if a.name in floor]:
+                    assert floor[other] < floor[name], f"{name} imports {other}"
+
+
+def test_light_modules_need_no_torch():
+    code = (
+        "import sys, papermill, nbsupport.scenarios, nbsupport.artifacts, nbsupport.paper,"
+        "nbsupport.metrics, nbsupport.cli, nbsupport.engine; sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_only_widgets_imports_ipywidgets_and_nothing_imports_snakemake():
+    for path in [*(ROOT / "nbsupport").glob("*.py"), *NOTEBOOKS]:
+        text = path.read_text()
+        assert "import snakemake" not in text
+        assert "from snakemake" not in text
+        if path.stem != "widgets":
+            assert "import ipywidgets" not in text
+
+
+def test_environment_yml_mirrors_pyproject():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = set(project["dependencies"]).union(*project["optional-dependencies"].values())
+    lines = re.findall(r"^      - (\S+)(.*)$", (ROOT / "environment.yml").read_text(), re.M)
+    listed = {name for name, _ in lines if not name.startswith("-")}
+    assert listed == wanted
+    assert all("# " in reason for _, reason in lines), "every line says why"
+
+
+def test_constraints_pin_every_dependency():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = set(project["dependencies"]).union(*project["optional-dependencies"].values())
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pinned = {line.split("==")[0].lower() for line in lines if "==" in line}
+    assert {name.lower() for name in wanted} <= pinned
+
+
+def test_nothing_private_or_heavy_is_committed():
+    for path in tracked():
+        assert path.stat().st_size < 1_000_000, f"{path} is too large for git"
+        assert path.suffix not in {".npz", ".npy", ".pt", ".pkl", ".safetensors", ".xz", ".ppm"}
+        if path.suffix in {".py", ".md", ".ipynb", ".yml", ".toml", ".json", ".csv", ".cff", ""}:
+            text = path.read_text(errors="ignore")
+            # A machine's folders (written apart here, or this test would find itself).
+            for private in ("/ho" + "me/", "/ro" + "ot/", "/wo" + "rk/", "/tm" + "p/"):
+                assert private not in text, f"{path} names {private}"
+
+
+def test_the_readme_names_files_that_exist():
+    text = (ROOT / "README.md").read_text()
+    for link in re.findall(r"\]\((?!https?:|#)([^)#]+)\)", text):
+        assert (ROOT / link).exists(), f"README links to {link}"
+    for picture in re.findall(r"!\[([^\]]*)\]", text):
+        assert picture.strip(), "a picture without alt text"
+    targets = set(re.findall(r"make ([a-z-]+)", text))
+    known = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
+    assert targets <= known

@@ -394,7 +394,7 @@ PROFILES = {
     profile.name: profile
     for profile in (
         Profile("tiny", "synthetic", scale=0.02, epochs=1),
-        Profile("demo", "synthetic", scale=0.25, epochs=4),
+        Profile("demo", "synthetic", scale=0.25, epochs=5),
         Profile("fast", "gtsrb"),
         Profile(
             "paper",

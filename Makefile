@@ -23,7 +23,7 @@ help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*##/:/' | column -t -s:
 
 run: $(READY)  ## poison, train, explain, detect: PROFILE=demo SCENARIOS="..." DATA=folder JOBS=2
-	@$(SNAKEMAKE)
+	@$(SNAKEMAKE) || { echo "Stopped. What is finished stays: 'make resume' goes on with the rest."; exit 1; }
 	@nbsupport summary --runs "$(RUNS)" --profile $(PROFILE) --scenarios $(SCENARIOS)
 
 resume: $(READY)  ## go on after an interruption: only what is missing is run

@@ -17,7 +17,7 @@ SNAKEMAKE = snakemake --cores $(JOBS) --keep-going --rerun-incomplete --resource
 	--max-checksum-file-size 1000000000 --quiet rules host reason --nocolor --config \
 	profile=$(PROFILE) scenarios="$(SCENARIOS)" data="$(DATA)" runs="$(RUNS)" device=$(DEVICE)
 
-.PHONY: help run resume status figures test test-fast lint lab site clean
+.PHONY: help run resume status figures gallery test test-fast lint lab site clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*##/:/' | column -t -s:
@@ -37,6 +37,10 @@ figures: $(READY)  ## write figures/ anew from the finished runs of PROFILE, wit
 	papermill --engine nbsupport --kernel python3 notebooks/05_results.ipynb \
 		"$(RUNS)/$(PROFILE)/05_results.ipynb" -p profile $(PROFILE) -p runs "$(RUNS)" \
 		-p interactive False -p figures_folder figures
+
+gallery:  ## copy the pictures of the README from a finished demo run (drawn signs only)
+	mkdir -p figures/gallery
+	cp "$(RUNS)/demo/standard-s3-p15-r0/figures/"*.png figures/gallery/
 
 test: $(READY) lint  ## lint, unit tests, and the chain of notebooks on a tiny data set
 	python -m pytest

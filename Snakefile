@@ -136,6 +136,7 @@ rule lrp:
 rule gw_clustering:
     input:
         f"{RUN}/attack.npz",
+        f"{RUN}/model.safetensors",
         f"{RUN}/relevance.npz",
         notebook="notebooks/04_gw_clustering.ipynb",
         modules=modules("gw", "detection"),

@@ -10,7 +10,8 @@ import os
 import shutil
 import sys
 
-from nbsupport.scenarios import GRAMMAR, PAPER, PROFILES, Profile, Scenario
+from nbsupport.artifacts import STAGES
+from nbsupport.scenarios import PAPER, Profile, Scenario
 
 KNOWN = {"profile", "scenarios", "runs", "data", "device", "minutes", "figures"}
 if unknown := set(config) - KNOWN:
@@ -41,24 +42,48 @@ THREADS = max(1, (workflow.cores or 1) // len(SCENARIOS))
 # Kernels and papermill must come from the environment that runs Snakemake.
 os.environ["PATH"] = os.path.dirname(sys.executable) + os.pathsep + os.environ["PATH"]
 
+# The folder of runs is told by where the output shall be: it differs where Snakemake keeps files in
+# a storage of its own and works on copies.
 COMMON = (
     "papermill --engine nbsupport --kernel python3 --execution-timeout {params.seconds} "
-    "{input.notebook} {log.notebook} -p profile {PROFILE} -p runs {RUNS:q} -p interactive False "
+    "{input.notebook} {log.notebook} -p profile {PROFILE} -p interactive False "
 )
-ONE = COMMON + "-p scenario {wildcards.scenario} -p data {DATA:q} -p device {DEVICE} "
+ONE = (
+    COMMON + "-p scenario {wildcards.scenario} -p data {DATA:q} -p device {DEVICE} "
+    '-p runs "$(cd "$(dirname {output[0]})/../.." && pwd)" '
+)
+
+
+def made(*stages, scenario="{scenario}"):
+    """Files of earlier stages. Payloads decide whether a rule is out of date: a record also tells
+    seconds, which change without the content."""
+    folder = f"{RUNS}/{PROFILE}/{scenario}"
+    payloads = [f"{folder}/{STAGES[stage].payload}" for stage in stages]
+    return payloads + [ancient(f"{folder}/{stage}.json") for stage in stages]
 
 
 def surrogate(wildcards):
-    """Weights of the attacker's network, for the attacks that need one."""
+    """The attacker's network, for the attacks that need one."""
     scenario = Scenario.parse(wildcards.scenario)
     if not scenario.needs_surrogate:
         return []
-    return f"{RUNS}/{PROFILE}/{scenario.surrogate}/model.safetensors"
+    return made("attack", "training", scenario=scenario.surrogate)
+
+
+def finished(_):
+    """All that the results are made of; a surrogate has no poison to detect."""
+    files = []
+    for name in SCENARIOS:
+        clean = Scenario.parse(name).attack == "clean"
+        stages = list(STAGES)[: 2 if clean else None]
+        files += made(*stages, scenario=name)
+        files += [f"{RUNS}/{PROFILE}/{name}/{stage}.json" for stage in stages[1::2]]
+    return files
 
 
 def modules(*names):
     """Files of the package whose change makes a rule's results old."""
-    return [f"nbsupport/{name}.py" for name in names]
+    return [local(f"nbsupport/{name}.py") for name in names]
 
 
 localrules: all
@@ -76,7 +101,7 @@ rule all:
 rule attacks:
     input:
         surrogate=surrogate,
-        notebook="notebooks/01_attacks.ipynb",
+        notebook=local("notebooks/01_attacks.ipynb"),
         modules=modules("attacks", "data", "synthetic"),
     output:
         f"{RUN}/attack.npz",
@@ -93,8 +118,8 @@ rule attacks:
 
 rule training:
     input:
-        f"{RUN}/attack.npz",
-        notebook="notebooks/02_training.ipynb",
+        made("attack"),
+        notebook=local("notebooks/02_training.ipynb"),
         modules=modules("training", "augmentation", "evaluation", "models"),
     output:
         f"{RUN}/model.safetensors",
@@ -114,9 +139,8 @@ rule training:
 
 rule lrp:
     input:
-        f"{RUN}/attack.npz",
-        f"{RUN}/model.safetensors",
-        notebook="notebooks/03_lrp.ipynb",
+        made("attack", "training"),
+        notebook=local("notebooks/03_lrp.ipynb"),
         modules=modules("lrp", "rules", "graph"),
     output:
         f"{RUN}/relevance.npz",
@@ -135,10 +159,8 @@ rule lrp:
 
 rule gw_clustering:
     input:
-        f"{RUN}/attack.npz",
-        f"{RUN}/model.safetensors",
-        f"{RUN}/relevance.npz",
-        notebook="notebooks/04_gw_clustering.ipynb",
+        made("attack", "training", "relevance"),
+        notebook=local("notebooks/04_gw_clustering.ipynb"),
         modules=modules("gw", "detection"),
     output:
         f"{RUN}/detection.npz",
@@ -155,9 +177,8 @@ rule gw_clustering:
 
 rule results:
     input:
-        expand(f"{RUN}/detection.json", scenario=[s for s in SCENARIOS if not s.startswith("clean")]),
-        expand(f"{RUN}/training.json", scenario=SCENARIOS),
-        notebook="notebooks/05_results.ipynb",
+        finished,
+        notebook=local("notebooks/05_results.ipynb"),
         modules=modules("figures", "metrics", "paper"),
     output:
         f"{RUNS}/{PROFILE}/results.csv",
@@ -166,4 +187,5 @@ rule results:
     params:
         seconds=60 * MINUTES,
     shell:
-        COMMON + "-p figures_folder {FIGURES:q}"
+        COMMON + "-p figures_folder {FIGURES:q} "
+        '-p runs "$(cd "$(dirname {output})/.." && pwd)"'

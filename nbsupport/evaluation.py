@@ -1,5 +1,6 @@
 """What a trained network answers, and how well the attack took."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
@@ -8,16 +9,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nbsupport import metrics
+from nbsupport import data, metrics
 from nbsupport.artifacts import ArtifactError, Run
-from nbsupport.attacks import trigger_split
+from nbsupport.attacks import Manifest, apply, trigger_split
 from nbsupport.devices import autocast
 from nbsupport.models import build
 from nbsupport.scenarios import N_CLASSES, Scenario
 
 if TYPE_CHECKING:
     from nbsupport.data import Dataset
-
 __all__ = [
     "DEFAULT_TRIGGER",
     "Evaluation",
@@ -25,6 +25,7 @@ __all__ = [
     "check_data",
     "evaluate",
     "load_model",
+    "load_poisoned",
     "load_surrogate",
     "predict",
 ]
@@ -162,15 +163,12 @@ def evaluate(
     truth, shown = test.labels.numpy(), triggered.labels.numpy()
     confusion = np.zeros((N_CLASSES, N_CLASSES), dtype=int)
     np.add.at(confusion, (truth, clean), 1)
-    sizes = confusion.sum(1)
-    hits = np.bincount(shown[fooled == target], minlength=N_CLASSES)
-    stamped = np.bincount(shown, minlength=N_CLASSES)
     with np.errstate(invalid="ignore", divide="ignore"):
-        per_class_accuracy = 100 * confusion.diagonal() / sizes
-        per_class_asr = 100 * hits / stamped
-    sources = list(trigger.source_classes)
-    k, n = int(hits[sources].sum()), int(stamped[sources].sum())
-    asr, masr = metrics.wilson(k, n), float(np.nanmean(per_class_asr))
+        per_class_accuracy = 100 * confusion.diagonal() / confusion.sum(1)
+    of_source = fooled[np.isin(shown, trigger.source_classes)]
+    asr = metrics.wilson(int((of_source == target).sum()), len(of_source))
+    masr = metrics.masr(shown, fooled, target)
+    per_class_asr = metrics.per_class_asr(shown, fooled, target)
     took = None
     if scenario.attack != "clean":
         name, rate = ("masr", masr) if scenario.label_consistent else ("asr", asr.estimate)
@@ -181,12 +179,40 @@ def evaluate(
         confusion=confusion.tolist(),
         asr=asr.estimate,
         asr_interval=(asr.low, asr.high),
-        n_asr=n,
-        asr_per_class=per_class_asr.tolist(),
+        n_asr=len(of_source),
+        asr_per_class=[per_class_asr.get(c, math.nan) for c in range(N_CLASSES)],
         masr=masr,
-        masr_micro=100 * hits.sum() / stamped.sum(),
+        masr_micro=metrics.masr(shown, fooled, target, average="micro"),
         attack_took=took,
     )
+
+
+def load_poisoned(run: Run, folder: str) -> "tuple[Dataset, Manifest, Dataset]":
+    """Load what the attack left: clean data, the list of what was done, poisoned data.
+
+    Parameters
+    ----------
+    run : Run
+        Run whose attack is finished.
+    folder : str
+        Folder of GTSRB, or "auto"; not used for synthetic signs.
+
+    Returns
+    -------
+    clean : Dataset
+    manifest : Manifest
+    poisoned : Dataset
+
+    Raises
+    ------
+    ArtifactError
+        If the attack is missing or unsound, or was made from other images.
+    """
+    record = run.load("attack")["result"]
+    clean = data.load(run.profile.data, folder=folder, scale=run.profile.scale)
+    check_data(clean, record)
+    manifest = Manifest(**run.arrays("attack"))
+    return clean, manifest, apply(manifest, clean)
 
 
 def check_data(dataset: "Dataset", record: Mapping) -> None:

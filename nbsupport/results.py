@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from nbsupport.artifacts import Run, atomic, library_versions
+from nbsupport.artifacts import STAGES, Run, atomic, library_versions
 
 __all__ = ["COLUMNS", "collect", "provenance", "update_csv"]
 
@@ -90,18 +90,21 @@ def collect(runs: Iterable[Run]) -> pd.DataFrame:
 
 
 def provenance(runs: Iterable[Run]) -> dict:
-    """Say where results come from: runs with the checksums of their verdicts, code, libraries.
+    """Say where results come from: checksums, code, device and seconds of every stage.
 
     Returns
     -------
     dict
         Ready for the JSON file beside a figure.
     """
-    records = {f"{run.profile}/{run.scenario}": run.load("detection") for run in runs}
+    kept = ("payload", "code", "device", "seconds")
     return {
-        "runs": {name: next(iter(record["payload"].values())) for name, record in records.items()},
-        "seconds": {name: record["seconds"] for name, record in records.items()},
-        "code": sorted({record["code"] for record in records.values()}),
+        "runs": {
+            f"{run.profile}/{run.scenario}": {
+                stage: {key: run.load(stage)[key] for key in kept} for stage in STAGES
+            }
+            for run in runs
+        },
         "libraries": library_versions(),
     }
 

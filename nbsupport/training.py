@@ -140,6 +140,7 @@ def fit(
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 optimizer.step()
+                learning_rate = optimizer.param_groups[0]["lr"]
                 scheduler.step()
                 total += loss.detach() * len(batch)
                 if progress and step % 8 == 7:
@@ -162,7 +163,7 @@ def fit(
                 loss=mean,
                 validation_loss=validation_loss,
                 validation_accuracy=100 * answer.float().mean().item(),
-                learning_rate=optimizer.param_groups[0]["lr"],
+                learning_rate=learning_rate,
                 seconds=time.perf_counter() - started,
             )
         )

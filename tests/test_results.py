@@ -6,8 +6,8 @@ import pandas as pd
 import pytest
 import torch
 
-from nbsupport import results
-from nbsupport.artifacts import ArtifactError, Run
+from nbsupport import __version__, results
+from nbsupport.artifacts import STAGES, ArtifactError, Run
 from nbsupport.results import collect, provenance, update_csv
 from nbsupport.scenarios import PROFILES, Scenario
 
@@ -65,6 +65,8 @@ def finish(run, methods=METHODS, seed=0, **training):
             "validation": {"poison_rate_class": 1.0, "n_poisoned": 1, "n_class": 100},
         },
     }
+    for stage in ("attack", "relevance"):
+        run.save(stage, {"ids": np.arange(3)}, {})
     run.save("training", {"w": torch.ones(1)}, record | training, device="cuda", seconds=100)
     scores = {"scores": np.arange(3) + seed}
     found = {name: method(seed + i) for i, name in enumerate(methods)}
@@ -195,11 +197,13 @@ def test_interrupted_update_keeps_the_old_file(make, tmp_path, monkeypatch):
 def test_provenance_names_what_the_results_are_made_of(make):
     runs = [make(), make("clean-r0", profile="demo")]
     found = provenance(runs)
-    assert found["runs"] == {
-        f"{run.profile}/{run.scenario}": run.load("detection")["payload"]["detection.npz"]
-        for run in runs
-    }
-    assert found["seconds"] == {"tiny/standard-s3-p33-r0": 7, "demo/clean-r0": 7}
-    assert len(found["code"]) == 1
+    assert list(found["runs"]) == ["tiny/standard-s3-p33-r0", "demo/clean-r0"]
+    for run in runs:
+        stages = found["runs"][f"{run.profile}/{run.scenario}"]
+        assert list(stages) == list(STAGES)
+        for stage, told in stages.items():
+            assert told["payload"] == run.load(stage)["payload"]
+            assert told["seconds"] == run.load(stage)["seconds"]
+            assert told["code"].startswith(__version__)
     assert found["libraries"]["numpy"] == np.__version__
     assert json.loads(json.dumps(found)) == found

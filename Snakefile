@@ -11,7 +11,7 @@ import shutil
 import sys
 
 from nbsupport.artifacts import STAGES
-from nbsupport.scenarios import PAPER, Profile, Scenario
+from nbsupport.scenarios import Profile, Scenario, expand
 
 KNOWN = {"profile", "scenarios", "runs", "data", "device", "minutes", "figures"}
 if unknown := set(config) - KNOWN:
@@ -19,15 +19,12 @@ if unknown := set(config) - KNOWN:
 
 try:
     PROFILE = Profile.parse(str(config.get("profile", "demo")))
-    wanted = str(config.get("scenarios", "standard-s3-p15-r0")).replace(",", " ").split()
-    SCENARIOS = [
-        str(Scenario.parse(name))
-        for word in wanted
-        for name in (PAPER if word == "paper" else [word])
-    ]
+    SCENARIOS = expand(str(config.get("scenarios", "standard-s3-p15-r0")))
 except ValueError as error:
     sys.exit(str(error))
 
+# A surrogate has no poison to detect, and no results.
+POISONED = [scenario for scenario in SCENARIOS if scenario.attack != "clean"]
 RUNS = str(config.get("runs", "data/runs"))
 DEVICE = str(config.get("device", "auto"))
 DATA = str(config.get("data", "auto"))
@@ -45,7 +42,8 @@ os.environ["PATH"] = os.path.dirname(sys.executable) + os.pathsep + os.environ["
 # The folder of runs is told by where the output shall be: it differs where Snakemake keeps files in
 # a storage of its own and works on copies.
 COMMON = (
-    "papermill --engine nbsupport --kernel python3 --execution-timeout {params.seconds} "
+    "papermill --engine nbsupport --kernel python3 "
+    "--execution-timeout $(( 60 * {resources.runtime} )) "
     "{input.notebook} {log.notebook} -p profile {PROFILE} -p interactive False "
 )
 ONE = (
@@ -71,13 +69,13 @@ def surrogate(wildcards):
 
 
 def finished(_):
-    """All that the results are made of; a surrogate has no poison to detect."""
+    """All that the results are made of; their rates stand in records, so these count too."""
     files = []
-    for name in SCENARIOS:
-        clean = Scenario.parse(name).attack == "clean"
-        stages = list(STAGES)[: 2 if clean else None]
-        files += made(*stages, scenario=name)
-        files += [f"{RUNS}/{PROFILE}/{name}/{stage}.json" for stage in stages[1::2]]
+    for scenario in POISONED:
+        files += made(*STAGES, scenario=scenario)
+        files += [f"{RUNS}/{PROFILE}/{scenario}/{stage}.json" for stage in STAGES]
+        if scenario.needs_surrogate:
+            files += made("attack", "training", scenario=scenario.surrogate)
     return files
 
 
@@ -95,21 +93,22 @@ wildcard_constraints:
 
 rule all:
     input:
-        f"{RUNS}/{PROFILE}/results.csv",
+        [f"{RUNS}/{PROFILE}/results.csv"] if POISONED else [],
+        [f"{RUNS}/{PROFILE}/{s}/training.json" for s in SCENARIOS if s.attack == "clean"],
 
 
 rule attacks:
     input:
         surrogate=surrogate,
         notebook=local("notebooks/01_attacks.ipynb"),
-        modules=modules("attacks", "data", "synthetic"),
+        modules=modules("attacks", "data", "synthetic", "evaluation"),
     output:
         f"{RUN}/attack.npz",
         f"{RUN}/attack.json",
     log:
         notebook=f"{RUN}/01_attacks.ipynb",
     params:
-        seconds=60 * MINUTES,
+        images=(PROFILE.data, PROFILE.scale, DATA),
     resources:
         runtime=MINUTES,
     shell:
@@ -118,6 +117,7 @@ rule attacks:
 
 rule training:
     input:
+        surrogate,
         made("attack"),
         notebook=local("notebooks/02_training.ipynb"),
         modules=modules("training", "augmentation", "evaluation", "models"),
@@ -127,7 +127,7 @@ rule training:
     log:
         notebook=f"{RUN}/02_training.ipynb",
     params:
-        seconds=60 * MINUTES,
+        recipe=repr(PROFILE),
     threads: THREADS
     resources:
         gpu=int(GPU),
@@ -139,16 +139,15 @@ rule training:
 
 rule lrp:
     input:
+        surrogate,
         made("attack", "training"),
         notebook=local("notebooks/03_lrp.ipynb"),
-        modules=modules("lrp", "rules", "graph"),
+        modules=modules("lrp", "attribution", "rules", "graph", "localisation", "gw"),
     output:
         f"{RUN}/relevance.npz",
         f"{RUN}/relevance.json",
     log:
         notebook=f"{RUN}/03_lrp.ipynb",
-    params:
-        seconds=60 * MINUTES,
     threads: THREADS
     resources:
         gpu=int(GPU),
@@ -159,16 +158,15 @@ rule lrp:
 
 rule gw_clustering:
     input:
+        surrogate,
         made("attack", "training", "relevance"),
         notebook=local("notebooks/04_gw_clustering.ipynb"),
-        modules=modules("gw", "detection"),
+        modules=modules("gw", "detection", "metrics"),
     output:
         f"{RUN}/detection.npz",
         f"{RUN}/detection.json",
     log:
         notebook=f"{RUN}/04_gw_clustering.ipynb",
-    params:
-        seconds=60 * MINUTES,
     resources:
         runtime=MINUTES,
     shell:
@@ -179,13 +177,13 @@ rule results:
     input:
         finished,
         notebook=local("notebooks/05_results.ipynb"),
-        modules=modules("figures", "metrics", "paper"),
+        modules=modules("figures", "metrics", "paper", "results"),
     output:
         f"{RUNS}/{PROFILE}/results.csv",
     log:
         notebook=f"{RUNS}/{PROFILE}/05_results.ipynb",
-    params:
-        seconds=60 * MINUTES,
+    resources:
+        runtime=MINUTES,
     shell:
         COMMON + "-p figures_folder {FIGURES:q} "
         '-p runs "$(cd "$(dirname {output})/.." && pwd)"'

@@ -11,10 +11,11 @@ import json
 import math
 import os
 import platform
+import shlex
 import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -101,11 +102,14 @@ class Run:
         return self.folder / STAGES[stage].payload
 
     def command(self, stage: str) -> str:
-        """Command that makes a stage, for error messages."""
-        name = STAGES[stage].notebook
+        """Commands that make a stage, for error messages: with all it needs, or alone."""
+        name, runs = STAGES[stage].notebook, shlex.quote(str(self.runs))
+        out = shlex.quote(str(self.folder / f"{name}.ipynb"))
         return (
-            f"papermill --engine nbsupport notebooks/{name}.ipynb {self.folder / name}.ipynb "
-            f"-p scenario {self.scenario} -p profile {self.profile} -p runs {self.runs}"
+            f"  make run PROFILE={self.profile} SCENARIOS={self.scenario} RUNS={runs}\n"
+            "or, if all that comes before it is there, with\n"
+            f"  papermill --engine nbsupport notebooks/{name}.ipynb {out} "
+            f"-p scenario {self.scenario} -p profile {self.profile} -p runs {runs}"
         )
 
     def save(
@@ -159,6 +163,7 @@ class Run:
                     "stage": stage,
                     "scenario": str(self.scenario),
                     "profile": str(self.profile),
+                    "settings": asdict(self.profile),
                     "parameters": dict(parameters or {}),
                     "result": dict(record),
                     # Payloads only: a record also tells seconds, which change without the content.
@@ -195,7 +200,7 @@ class Run:
         ArtifactError
             If it is missing, truncated, edited by hand, of another run, or older than its inputs.
         """
-        path, remedy = self.path(stage), f"make it with\n  {self.command(stage)}"
+        path, remedy = self.path(stage), f"make it with\n{self.command(stage)}"
         if not path.exists():
             raise ArtifactError(f"{path} is missing; {remedy}")
         try:
@@ -216,6 +221,10 @@ class Run:
         ):
             if body[key] != mine:
                 raise ArtifactError(f"{path} belongs to {key} {body[key]}, not {mine}; {remedy}")
+        if body["settings"] != asdict(self.profile):
+            raise ArtifactError(
+                f"{path} is stale: the profile {self.profile} has changed since it was made; {remedy}"
+            )
         for name, digest in body["payload"].items():
             file = self.folder / name
             if not file.exists() or checksum(file) != digest:
@@ -224,7 +233,11 @@ class Run:
                 )
         for key, digest in body["made_from"].items():
             file = self.folder / key
-            if not file.exists() or checksum(file) != digest:
+            if not file.exists():
+                raise ArtifactError(
+                    f"{path} was made from {file.resolve()}, which is missing; {remedy}"
+                )
+            if checksum(file) != digest:
                 raise ArtifactError(
                     f"{path} is stale: {file.resolve()} has changed since it was made; {remedy}"
                 )
@@ -253,7 +266,7 @@ class Run:
 
 
 def finished_runs(runs: Path, stage: str = "detection", profile: str | None = None) -> list[Run]:
-    """List the runs that hold a sound ``stage``, in the order of their ids.
+    """List the runs in which ``stage`` and all before it are sound, in the order of their ids.
 
     Folders that are no run (another profile's figures, say) are passed over.
     """
@@ -262,7 +275,8 @@ def finished_runs(runs: Path, stage: str = "detection", profile: str | None = No
         with suppress(ValueError):
             names = path.parent.parent.name, path.parent.name
             run = Run(Path(runs), Profile.parse(names[0]), Scenario.parse(names[1]))
-            if run.folder == path.parent and run.has(stage):
+            before = list(STAGES)[: list(STAGES).index(stage) + 1]
+            if run.folder == path.parent and all(run.has(each) for each in before):
                 found.append(run)
     return found
 

@@ -1,4 +1,4 @@
-"""The command line: ``nbsupport scenarios | status | summary``."""
+"""The command line: ``nbsupport scenarios | data | status | summary``."""
 
 import argparse
 import json
@@ -9,7 +9,7 @@ from pathlib import Path
 from nbsupport import paper
 from nbsupport.artifacts import STAGES, ArtifactError, Run, finished_runs
 from nbsupport.execution import anchored
-from nbsupport.scenarios import GRAMMAR, PAPER, PROFILES, Profile, Scenario
+from nbsupport.scenarios import GRAMMAR, PAPER, PROFILES, Profile, expand
 
 __all__ = ["main"]
 
@@ -19,6 +19,9 @@ def main(arguments: Iterable[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="nbsupport", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("scenarios", help="the paper's experiments and the grammar of their names")
+    images = commands.add_parser("data", help="load, check and cache the images of a profile")
+    images.add_argument("--profile", default="demo", help=f"one of {', '.join(PROFILES)}")
+    images.add_argument("--data", default="auto", help="folder of GTSRB")
     for name, text in (
         ("status", "what is finished, and what is missing"),
         ("summary", "the rates of finished runs beside the paper's"),
@@ -31,6 +34,8 @@ def main(arguments: Iterable[str] | None = None) -> int:
     try:
         if options.command == "scenarios":
             print("\n".join((*PAPER, "", GRAMMAR)))
+        elif options.command == "data":
+            _print_data(Profile.parse(options.profile), options.data)
         elif options.command == "status":
             _print_status(_chosen(options))
         else:
@@ -45,20 +50,33 @@ def _chosen(options: argparse.Namespace) -> list[Run]:
     profile, runs = Profile.parse(options.profile), anchored(options.runs)
     if not options.scenarios:
         return finished_runs(runs, "training", str(profile))
-    names = PAPER if options.scenarios == ["paper"] else options.scenarios
-    return [Run(runs, profile, Scenario.parse(name)) for name in names]
+    return [Run(runs, profile, each) for each in expand(" ".join(options.scenarios))]
+
+
+def _print_data(profile: Profile, folder: str) -> None:
+    from nbsupport import data
+
+    images = data.load(profile.data, folder=folder, scale=profile.scale)
+    sizes = ", ".join(f"{len(getattr(images, name)):,} {name}" for name in data.SPLITS)
+    print(f"images: {images.name}, {sizes}")
 
 
 def _print_status(runs: list[Run]) -> None:
     for run in runs:
-        done = [stage for stage in STAGES if run.has(stage)]
-        missing = [stage for stage in STAGES if stage not in done]
+        missing = [stage for stage in _wanted(run) if not run.has(stage)]
         print(f"{run.scenario}: {'complete' if not missing else 'missing ' + ', '.join(missing)}")
+
+
+def _wanted(run: Run) -> list[str]:
+    """Stages of a run; a clean one serves as surrogate and holds no poison to detect."""
+    return list(STAGES)[: 2 if run.scenario.attack == "clean" else None]
 
 
 def _print_summary(runs: list[Run], folder: Path) -> None:
     """Print the rates of each run and method beside the paper's, then the same as JSON."""
     summary: dict[str, dict] = {}
+    if any(run.profile.data == "synthetic" for run in runs):
+        print("drawn signs: the paper's values, on GTSRB, are shown and no target")
     for run in runs:
         training = run.load("training")["result"]
         rates = summary[str(run.scenario)] = {
@@ -69,6 +87,8 @@ def _print_summary(runs: list[Run], folder: Path) -> None:
             f"{rates['clean_accuracy']:.2f} %, ASR {rates['asr']:.2f} %, "
             f"MASR {rates['masr']:.2f} %"
         )
+        if training["attack_took"] is False:
+            print("  the attack did not take: detection rates below are rates of nothing")
         if not run.has("detection"):
             continue
         print(f"  {'method':<22}{'ACC':>8}{'TPR':>8}{'TNR':>8}   paper: ACC / TPR / TNR")

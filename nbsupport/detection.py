@@ -57,6 +57,10 @@ __all__ = [
 ]
 
 
+class TooManyMapsError(ValueError):
+    """The real solver would take hours for so many maps; the message estimates how many."""
+
+
 class _Detector(ClusterMixin, BaseEstimator):
     """What all detectors share: canonical order, the verdict, and the shape of the results."""
 
@@ -511,7 +515,7 @@ class HeatmapClustering(_HeatmapDetector):
             # In a round of Lloyd each map meets its barycentre `rounds` times, then all centres.
             pairs = 5 * len(weights) * (rounds + self.n_clusters)
             seconds = (time.perf_counter() - began) * pairs
-            raise ValueError(
+            raise TooManyMapsError(
                 f"metric='gw' on {len(weights)} maps, more than max_maps={self.max_maps}, would "
                 f"take about {seconds:.0f} s for 5 rounds; pass max_maps=None to wait for it, or "
                 f"metric='mean-distance', which gives the same labels above eps* = {threshold:.4f} "

@@ -6,7 +6,9 @@ before it, and do not import it from anything that a notebook imports.
 
 import math
 import os
+import shutil
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -66,9 +68,12 @@ class Engine(NBClientEngine):
     ):
         """Execute the cells in an IPC kernel under one time limit."""
         deadline = time.monotonic() + (execution_timeout or math.inf)
+        # A short path: the name of a socket has at most 107 bytes.
+        folder = tempfile.mkdtemp(prefix="nb-")
         config = Config()
         if os.name == "posix":
             config.KernelManager.transport = "ipc"
+            config.KernelManager.connection_file = f"{folder}/kernel.json"
 
         def remaining(_cell) -> float | None:
             left = deadline - time.monotonic()
@@ -93,6 +98,7 @@ class Engine(NBClientEngine):
             ) from error
         finally:
             over.set()
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _check_parameters(nb) -> None:

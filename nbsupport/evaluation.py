@@ -251,23 +251,34 @@ def load_model(run: Run, device: torch.device) -> nn.Module:
     return model.to(device, memory_format=torch.channels_last).eval()
 
 
-def load_surrogate(run: Run, device: torch.device) -> nn.Module:
+def load_surrogate(run: Run, dataset: "Dataset", device: torch.device) -> nn.Module:
     """Load the attacker's clean network for a run's scenario.
+
+    Parameters
+    ----------
+    run : Run
+        Run whose attack wants it.
+    dataset : Dataset
+        Clean data of the attack, which the surrogate must have been trained on too.
+    device : torch.device
+        Where gradients shall be computed.
 
     Raises
     ------
     ArtifactError
-        If the surrogate has not been trained.
+        If the surrogate has not been trained, or on other images.
     SurrogateError
         If its clean accuracy is below `SURROGATE_ACCURACY`: gradients of a network that knows
         nothing would degrade nothing.
     """
     surrogate = run.of(run.scenario.surrogate)
-    accuracy = surrogate.load("training")["result"]["clean_accuracy"]
+    record = surrogate.load("training")["result"]
+    check_data(dataset, record)
+    accuracy = record["clean_accuracy"]
     if accuracy < SURROGATE_ACCURACY:
         raise SurrogateError(
             f"the surrogate {surrogate.folder} reaches {accuracy:.1f} % clean accuracy; an attack "
             f"needs {SURROGATE_ACCURACY:.0f} %. Train it for more epochs (profile "
-            f"'{run.profile}-epochs<n>')."
+            f"'{str(run.profile).split('-')[0]}-epochs<n>')."
         )
     return load_model(surrogate, device)

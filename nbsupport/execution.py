@@ -58,12 +58,18 @@ class Settings:
 
     def rows(self) -> dict[str, str]:
         """Return what a reader wants to see: resolved values by name."""
+        # Both bring torch, which whoever only wants to check parameters can do without.
+        from nbsupport.data import data_folder
+        from nbsupport.devices import pick_device
+
         profile = self.run.profile
         knobs = {k: v for k, v in self.parameters.items() if k not in _COMMON}
+        images = "drawn signs" if profile.data == "synthetic" else str(data_folder(self.data))
         return {
             "scenario": str(self.run.scenario),
-            "profile": f"{profile} ({profile.data} images, at most {profile.epochs} epochs)",
-            "device": self.device,
+            "profile": f"{profile}, at most {profile.epochs} epochs",
+            "images": images,
+            "device": str(pick_device(self.device)),
             "folder": str(self.run.folder),
         } | {name: repr(value) for name, value in knobs.items()}
 
@@ -156,7 +162,7 @@ def check_names(given: Iterable[str], known: Iterable[str]) -> None:
     for name in given:
         if name not in known:
             close = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
+            hint = f"; did you mean {close[0]!r}?" if close else "."
             raise ParameterError(
                 f"this notebook has no parameter {name!r}{hint} Its parameters are: "
                 f"{', '.join(known)}"

@@ -247,7 +247,13 @@ def wilson(k: int, n: int, level: float = 0.95) -> Interval:
     z = NormalDist().inv_cdf((1 + level) / 2)
     centre = (k + z * z / 2) / (n + z * z)
     half = z / (n + z * z) * math.sqrt(k * (n - k) / n + z * z / 4)
-    return Interval(100 * k / n, 100 * max(0.0, centre - half), 100 * min(1.0, centre + half))
+    rate = k / n
+    # At k = 0 and k = n one end is the rate itself, which rounding may miss on the wrong side.
+    return Interval(
+        100 * rate,
+        100 * min(rate, max(0.0, centre - half)),
+        100 * max(rate, min(1.0, centre + half)),
+    )
 
 
 def bootstrap(

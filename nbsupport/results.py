@@ -11,6 +11,8 @@ __all__ = ["COLUMNS", "collect", "provenance", "update_csv"]
 
 KEYS = ["profile", "scenario", "method"]
 
+VERDICT = ["acc", "tpr", "tnr", "auroc", "n_tp", "n_fn", "n_tn", "n_fp", "seconds"]
+
 COLUMNS = [
     "profile",
     "scenario",
@@ -26,15 +28,7 @@ COLUMNS = [
     "masr",
     "attack_took",
     "method",
-    "acc",
-    "tpr",
-    "tnr",
-    "auroc",
-    "n_tp",
-    "n_fn",
-    "n_tn",
-    "n_fp",
-    "seconds",
+    *VERDICT,
     "device",
     "commit",
 ]
@@ -84,7 +78,7 @@ def collect(runs: Iterable[Run]) -> pd.DataFrame:
                     key: training["result"][key]
                     for key in ("clean_accuracy", "asr", "masr", "attack_took")
                 }
-                | {key: found[key] for key in COLUMNS[14:23]}
+                | {key: found[key] for key in VERDICT}
             )
     return pd.DataFrame(rows, columns=COLUMNS)
 
@@ -101,7 +95,8 @@ def provenance(runs: Iterable[Run]) -> dict:
     return {
         "runs": {
             f"{run.profile}/{run.scenario}": {
-                stage: {key: run.load(stage)[key] for key in kept} for stage in STAGES
+                stage: {key: record[key] for key in kept}
+                for stage, record in ((stage, run.load(stage)) for stage in STAGES)
             }
             for run in runs
         },

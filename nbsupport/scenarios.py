@@ -13,7 +13,16 @@ from fractions import Fraction
 
 import numpy as np
 
-__all__ = ["ATTACKS", "GRAMMAR", "PAPER", "PROFILES", "Profile", "Scenario", "paper_scenarios"]
+__all__ = [
+    "ATTACKS",
+    "GRAMMAR",
+    "PAPER",
+    "PROFILES",
+    "Profile",
+    "Scenario",
+    "expand",
+    "paper_scenarios",
+]
 
 ATTACKS = ("clean", "standard", "label_consistent", "amplitude", "blended", "sinusoidal")
 """Attack families: the paper's four, then two that no sticker detector is tuned to."""
@@ -436,6 +445,21 @@ def paper_scenarios() -> dict[str, tuple[Scenario, ...]]:
             for r in range(10)
         ),
     }  # fmt: skip
+
+
+def expand(text: str) -> tuple[Scenario, ...]:
+    """Read a list of scenarios: ids separated by spaces or commas, and "paper" for all of its own.
+
+    Raises
+    ------
+    ValueError
+        If an id is wrong, or the list is empty.
+    """
+    words = text.replace(",", " ").split()
+    if not words:
+        raise ValueError(f"no scenario is named; write ids, or 'paper' for all of\n{GRAMMAR}")
+    ids = [name for word in words for name in (PAPER if word == "paper" else (word,))]
+    return tuple(dict.fromkeys(Scenario.parse(name) for name in ids))
 
 
 PAPER = tuple(dict.fromkeys(str(s) for table in paper_scenarios().values() for s in table))

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import nbformat
 import papermill
@@ -61,6 +62,25 @@ def test_kernels_talk_through_files_not_ports(tmp_path):
     cell = "import json, sys\njson.load(open(sys.argv[sys.argv.index('-f') + 1]))['transport']"
     out = run(write(tmp_path / "in.ipynb", "n = 1", cell), tmp_path / "out.ipynb")
     assert out.cells[-1].outputs[0].data["text/plain"] == "'ipc'"
+
+
+def test_kernels_side_by_side_do_not_meet(tmp_path):
+    cell = "import json, sys\njson.load(open(sys.argv[sys.argv.index('-f') + 1]))['ip']"
+    path = write(tmp_path / "in.ipynb", "n = 1", "import time; time.sleep(2)", cell)
+    command = [sys.executable, "-m", "papermill", "--engine", "nbsupport", path]
+    both = [
+        subprocess.Popen([*command, f"out{i}.ipynb"], cwd=tmp_path, stderr=subprocess.DEVNULL)
+        for i in range(2)
+    ]
+    assert [process.wait(timeout=120) for process in both] == [0, 0]
+    sockets = {
+        nbformat.read(tmp_path / f"out{i}.ipynb", 4).cells[-1].outputs[0].data["text/plain"]
+        for i in range(2)
+    }
+    assert len(sockets) == 2
+    # Nothing of the kernels stays behind.
+    assert {file.name for file in tmp_path.iterdir()} == {"in.ipynb", "out0.ipynb", "out1.ipynb"}
+    assert not any(Path(ip.strip("'")).parent.exists() for ip in sockets)
 
 
 def test_a_silent_cell_is_reported_within_ten_seconds(tmp_path, capfd):

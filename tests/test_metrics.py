@@ -254,3 +254,11 @@ def test_spreads_of_table_5_are_standard_deviations():
 
 def test_implied_share_is_undefined_where_both_rates_agree():
     assert math.isnan(metrics.implied_share(50.0, 50.0, 50.0))
+
+
+def test_wilson_encloses_its_rate_for_every_count():
+    # Rounding once put the upper end below 100 %, and error bars cannot be negative.
+    for n in range(1, 500):
+        for k in {0, 1, n // 2, n - 1, n}:
+            interval = metrics.wilson(k, n)
+            assert 0 <= interval.low <= interval.estimate <= interval.high <= 100

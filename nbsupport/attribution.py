@@ -1,9 +1,10 @@
 """One backward sweep of relevance through one network, by the rules of one composite.
 
-Linear layers share relevance by a rule of :mod:`nbsupport.rules`, and a :class:`Composite` says
-which; ReLU, dropout and flatten pass it on; max-pooling gives it to the winner; a concatenation
-cuts it into the pieces of its branches. All images of a batch are swept at once, and the forward
-pass is shared with the logits and activations it leaves behind.
+Linear layers (additions and average pooling among them) share relevance by a rule of
+:mod:`nbsupport.rules`, and a :class:`Composite` says which; ReLU, dropout and flatten pass it on;
+max-pooling gives it to the winner; a concatenation cuts it into the pieces of its branches. All
+images of a batch are swept at once, and the forward pass is shared with the logits and activations
+it leaves behind.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,10 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from nbsupport.graph import INPUT, Network, Run, Target, target_weights
-from nbsupport.models import Concat, Inception
+from nbsupport.models import Add, Concat
 from nbsupport.rules import Epsilon, Gamma, Rule, Squared, affine
 
-__all__ = ["COMPOSITES", "Attribution", "Attributor", "Composite"]
+__all__ = ["COMPOSITES", "FIRST_FEATURES", "Attribution", "Attributor", "Composite"]
+
+FIRST_FEATURES = "<first features>"
+"""The end of a sweep at the layer that the model itself names by its `first_features`."""
 
 BATCH_NORM = ("fold", "rule", "identity")
 
@@ -35,18 +39,28 @@ class Composite:
     first : Rule, optional
         Rule of the layers that see the image before any other linear layer does (in an Inception
         module: the first convolution of every branch), instead of `convolution` or `dense`.
+    addition : Rule
+        Rule of the layers that add with fixed weights: additions and average pooling.
     batch_norm : {"fold", "rule", "identity"}
         Merge BatchNorm into the convolution before it; or share relevance between its input and
         its bias by the epsilon rule, with the epsilon of `convolution`; or pass relevance on.
     stop_at : str, optional
-        Name of the layer whose *output* relevance is the result; the images if not given. No
-        relevance may flow past it on another way.
+        Name of the layer whose *output* relevance is the result, or ``FIRST_FEATURES``; the
+        images if not given. No relevance may flow past it on another way.
+
+    Notes
+    -----
+    The default of `addition` is the epsilon rule: each summand a_k receives relevance in proportion
+    to what it contributed, R_k = a_k / (z + epsilon sign z) R with z = sum_k a_k, unit by unit, as
+    in zennit's composites. The squared composites square here too: their point is that no share is
+    negative, which a residual branch that works against its shortcut would break.
     """
 
     description: str = "built by hand"
     convolution: Rule = field(default_factory=Epsilon)
     dense: Rule = field(default_factory=Epsilon)
     first: Rule | None = None
+    addition: Rule = field(default_factory=Epsilon)
     batch_norm: str = "fold"
     stop_at: str | None = None
 
@@ -62,16 +76,18 @@ COMPOSITES = MappingProxyType(
             batch_norm="rule",
         ),
         "released": Composite(
-            "squared rule, BatchNorm passed through, at the concat output (the released code)",
+            "squared rule, BatchNorm passed through, at the first features (the released code)",
             convolution=Squared(),
             dense=Squared(),
+            addition=Squared(),
             batch_norm="identity",
-            stop_at=Inception.first_features,
+            stop_at=FIRST_FEATURES,
         ),
         "squared": Composite(
             "the released code's squared rule carried on to the pixels",
             convolution=Squared(),
             dense=Squared(),
+            addition=Squared(),
             batch_norm="identity",
         ),
         "gamma": Composite(
@@ -121,14 +137,23 @@ class Attributor:
     UnsupportedLayerError
         If relevance cannot be propagated exactly; names the layer.
     ValueError
-        If `stop_at` is no layer of the model, or relevance flows past it.
+        If `stop_at` is no layer of the model, or relevance flows past it; if it is
+        ``FIRST_FEATURES`` and the model does not name them.
     """
 
     def __init__(self, model: nn.Module, composite: Composite, device=None):
         self.network = Network(model, device, fold=composite.batch_norm == "fold")
         self._end = composite.stop_at or INPUT
-        if composite.stop_at:
-            self.network.check_names([composite.stop_at])
+        if self._end == FIRST_FEATURES:
+            self._end = getattr(model, "first_features", None)
+            if self._end is None:
+                raise ValueError(
+                    f"this composite ends at the first features, and {type(model).__name__} does "
+                    "not name them: give it an attribute `first_features` with the name of a "
+                    "layer, or choose a composite that goes on to the pixels"
+                )
+        if self._end != INPUT:
+            self.network.check_names([self._end])
         # The layers behind the end, last one first.
         position = [INPUT, *self.network.names].index(self._end)
         self._sweep = self.network.layers[position:][::-1]
@@ -136,12 +161,13 @@ class Attributor:
         sources = {name for layer in self._sweep for name in layer.inputs} - within
         if sources != {self._end}:
             raise ValueError(
-                f"stop_at={composite.stop_at!r} does not see all relevance: some ends in "
+                f"stop_at={self._end!r} does not see all relevance: some ends in "
                 f"{sorted(sources - {self._end})}; choose a layer that all branches pass through"
             )
         self._rules = self._choose_rules(composite)
-        self._affine = {layer.name: affine(layer.module) for layer in self._sweep}
-        self._keep = {layer.inputs[0] for layer in self._sweep if layer.name in self._rules}
+        self._keep = {
+            name for layer in self._sweep if layer.name in self._rules for name in layer.inputs
+        }
         self._keep |= {name for name, rule in self._rules.items() if rule.reads_output}
 
     def _choose_rules(self, composite):
@@ -153,6 +179,8 @@ class Attributor:
             elif isinstance(m, nn.Conv2d | nn.Linear):
                 rule = composite.convolution if isinstance(m, nn.Conv2d) else composite.dense
                 rules[layer.name] = composite.first if first and composite.first else rule
+            elif isinstance(m, nn.AvgPool2d | nn.AdaptiveAvgPool2d | Add):
+                rules[layer.name] = composite.addition
             if not first or isinstance(m, nn.Conv2d | nn.Linear):
                 linear.add(layer.name)
         return {layer.name: rules[layer.name] for layer in self._sweep if layer.name in rules}
@@ -197,9 +225,10 @@ class Attributor:
     def _propagate(self, layer, run, R):
         m, source, nothing = layer.module, layer.inputs[0], R.new_zeros(len(R))
         if layer.name in self._rules:
-            a, z = run.values[source], run.values.get(layer.name)
-            share, drawn = self._rules[layer.name](self._affine[layer.name], a, z, R)
-            return [share], drawn
+            a, z = [run.values[name] for name in layer.inputs], run.values.get(layer.name)
+            a = torch.stack(a, 1) if isinstance(m, Add) else a[0]
+            share, drawn = self._rules[layer.name](affine(m, a), a, z, R)
+            return share.unbind(1) if isinstance(m, Add) else [share], drawn
         if isinstance(m, Concat):
             channels = [run.shapes[name][1] for name in layer.inputs]
             return R.split(channels, dim=1), nothing

@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from nbsupport.models import Concat
+from nbsupport.models import Add, Concat
 
 __all__ = [
     "INPUT",
@@ -36,11 +36,14 @@ SUPPORTED = (
     nn.Linear,
     nn.BatchNorm2d,
     nn.MaxPool2d,
+    nn.AvgPool2d,
+    nn.AdaptiveAvgPool2d,
     nn.ReLU,
     nn.Dropout,
     nn.Identity,
     nn.Flatten,
     Concat,
+    Add,
 )
 
 Target = int | str | Tensor | tuple["Target", "Target"]
@@ -135,6 +138,12 @@ def _checked(node, module, names):
         problem = "must pad with zeros, by a number of pixels"
     elif isinstance(module, nn.BatchNorm2d) and module.running_mean is None:
         problem = "keeps no running statistics: relevance would depend on the batch"
+    elif isinstance(module, nn.AvgPool2d) and (
+        module.ceil_mode or module.divisor_override or not module.count_include_pad
+    ):
+        problem = "must divide the sum of each window by the number of its pixels, padding included"
+    elif isinstance(module, nn.AdaptiveAvgPool2d) and module.output_size not in (1, (1, 1)):
+        problem = f"must average over whole maps (output size 1, not {module.output_size})"
     if problem:
         raise UnsupportedLayerError(f"layer {node.target!r} {problem}")
     return Layer(node.target, module, tuple(names[source] for source in node.args))

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from nbsupport.attribution import COMPOSITES, Attribution, Attributor, Composite
+from nbsupport.attribution import COMPOSITES, FIRST_FEATURES, Attribution, Attributor, Composite
 from nbsupport.gradients import BASELINES, GradCam, GradientTimesInput, IntegratedGradients
 from nbsupport.graph import Network, Target, UnsupportedLayerError, target_weights
 from nbsupport.rules import AlphaBeta, Epsilon, Flat, Gamma, Rule, Squared, WSquared, ZBox, ZPlus
@@ -22,6 +22,7 @@ from nbsupport.rules import AlphaBeta, Epsilon, Flat, Gamma, Rule, Squared, WSqu
 __all__ = [
     "BASELINES",
     "COMPOSITES",
+    "FIRST_FEATURES",
     "AlphaBeta",
     "Attribution",
     "Attributor",

@@ -1,13 +1,26 @@
-"""The networks under attack: the one-module Inception of the paper.
+"""The networks under attack: the one-module Inception of the paper and a residual network.
 
-Every ReLU and pooling layer is an ``nn.Module`` used once, so that hooks see the whole
-computation: relevance propagation depends on it.
+Every ReLU, pooling and addition is an ``nn.Module`` used once, so that hooks see the whole
+computation: relevance propagation depends on it. A network names two of its layers:
+``first_features``, the output of its first building block, and ``penultimate``, the layer whose
+activations Activation Clustering reads.
 """
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Concat", "ConvBlock", "Inception", "InceptionModule", "build", "count_parameters"]
+__all__ = [
+    "Add",
+    "Concat",
+    "ConvBlock",
+    "ConvNorm",
+    "Inception",
+    "InceptionModule",
+    "ResNet",
+    "Residual",
+    "build",
+    "count_parameters",
+]
 
 
 class ConvBlock(nn.Sequential):
@@ -111,6 +124,111 @@ class Inception(nn.Module):
         return self.fc3(x)
 
 
+class Add(nn.Module):
+    """Add feature maps of the same shape, as a module so that hooks can name it."""
+
+    def forward(self, one: Tensor, other: Tensor) -> Tensor:
+        """Add two maps of shape (n, c, h, w)."""
+        return one + other
+
+
+class ConvNorm(nn.Sequential):
+    """Convolution and batch normalisation, whose shift makes a bias of the convolution idle.
+
+    Parameters
+    ----------
+    channels_in, channels_out : int
+        Number of feature maps.
+    kernel : int
+        Side of the square kernel, odd; zero padding keeps the size of the map.
+    stride : int, default 1
+        Step of the kernel.
+    """
+
+    def __init__(self, channels_in: int, channels_out: int, kernel: int, stride: int = 1):
+        super().__init__()
+        self.conv = nn.Conv2d(
+            channels_in, channels_out, kernel, stride, padding=kernel // 2, bias=False
+        )
+        self.norm = nn.BatchNorm2d(channels_out)
+
+
+class Residual(nn.Module):
+    """Two convolutions whose result is added to their input (He et al. 2016, Figure 2).
+
+    Where the shape changes, the input passes a 1x1 convolution of the same stride (their
+    "option B"), a layer like any other to relevance propagation.
+
+    Parameters
+    ----------
+    channels_in, channels_out : int
+        Number of feature maps.
+    stride : int, default 1
+        Step of the first convolution.
+    """
+
+    def __init__(self, channels_in: int, channels_out: int, stride: int = 1):
+        super().__init__()
+        self.one = ConvNorm(channels_in, channels_out, 3, stride)
+        self.relu1 = nn.ReLU()
+        self.two = ConvNorm(channels_out, channels_out, 3)
+        same = stride == 1 and channels_in == channels_out
+        self.shortcut = nn.Identity() if same else ConvNorm(channels_in, channels_out, 1, stride)
+        self.add = Add()
+        self.relu2 = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map features (n, channels_in, h, w) to (n, channels_out, h / stride, w / stride)."""
+        return self.relu2(self.add(self.two(self.relu1(self.one(x))), self.shortcut(x)))
+
+
+class ResNet(nn.Module):
+    """A residual network of 20 layers for small images, as large as the paper's Inception.
+
+    1,088,843 trainable parameters for 43 classes. The paper leaves other architectures to
+    future work; with the same number of parameters, what differs is the architecture.
+
+    Parameters
+    ----------
+    n_classes : int, default 43
+        Number of output logits.
+    dropout : float, default 0.5
+        Probability of dropping a unit of the pooled features.
+
+    Notes
+    -----
+    ResNet-20 of He et al. 2016, Section 4.2 (three stages of three blocks at 32, 16 and 8 pixels,
+    global average pooling, one dense layer), with twice the feature maps: 32, 64 and 128. The
+    pooled features (128 values) are the penultimate layer, as in the paper's network.
+    """
+
+    penultimate = "flatten"
+    first_features = "relu"
+
+    def __init__(self, n_classes: int = 43, dropout: float = 0.5):
+        super().__init__()
+        self.stem = ConvNorm(3, 32, 3)
+        self.relu = nn.ReLU()
+        self.stage1 = self._stage(32, 32, stride=1)
+        self.stage2 = self._stage(32, 64, stride=2)
+        self.stage3 = self._stage(64, 128, stride=2)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.flatten = nn.Flatten()
+        self.drop = nn.Dropout(dropout)
+        self.fc = nn.Linear(128, n_classes)
+
+    @staticmethod
+    def _stage(channels_in, channels_out, stride):
+        first = Residual(channels_in, channels_out, stride)
+        return nn.Sequential(first, *(Residual(channels_out, channels_out) for _ in range(2)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map images (n, 3, 32, 32) with values in [0, 1] to logits (n, n_classes)."""
+        x = self.relu(self.stem(x))
+        x = self.stage3(self.stage2(self.stage1(x)))
+        return self.fc(self.drop(self.flatten(self.pool(x))))
+
+
 def build(
     name: str = "inception", *, n_classes: int = 43, dropout: float = 0.5, seed: int = 0
 ) -> nn.Module:
@@ -118,12 +236,12 @@ def build(
 
     Parameters
     ----------
-    name : {"inception"}
+    name : {"inception", "resnet"}
         Architecture.
     n_classes : int
         Number of logits.
     dropout : float, in [0, 1)
-        Dropout of the dense layers.
+        Probability of dropping a unit, where the network says.
     seed : int
         Seed of the initial weights.
 
@@ -132,7 +250,7 @@ def build(
     ValueError
         If the architecture is unknown.
     """
-    architectures = {"inception": Inception}
+    architectures = {"inception": Inception, "resnet": ResNet}
     if name not in architectures:
         raise ValueError(f"unknown model {name!r}; choose one of {sorted(architectures)}")
     with torch.random.fork_rng(devices=[]):

@@ -2,7 +2,9 @@
 
 A convolution, a dense layer and a BatchNorm at evaluation all compute
 
-    z_j = sum_i a_i w_ij + b_j.
+    z_j = sum_i a_i w_ij + b_j,
+
+and so do an addition, with weights of one, and an average pooling, with equal weights.
 
 A rule takes the relevance R_j of the outputs and returns the relevance R_i of the inputs. Every
 rule below says which terms a_i w_ij it counts; the rest is the same four steps for all of them
@@ -24,12 +26,15 @@ Montavon et al. 2019, Layer-wise relevance propagation: an overview.
 Lapuschkin 2019, Opening the machine learning black box with layer-wise relevance propagation.
 """
 
+import math
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from nbsupport.models import Add
 
 __all__ = [
     "Affine",
@@ -96,11 +101,29 @@ class _Scale(Affine):
         return s * w[:, None, None]
 
 
-def affine(module: nn.Module) -> Affine | None:
+class _Addition(Affine):
+    # The summands are stacked: a has shape (n, summands, ...), and w is one number.
+    def forward(self, a, w, b=None):
+        return (a * w).sum(1)
+
+    def backward(self, s, w, shape):
+        return (s * w).unsqueeze(1).expand(shape)
+
+
+def affine(module: nn.Module, a: Tensor | None = None) -> Affine | None:
     """View a layer as z_j = sum_i a_i w_ij + b_j; None if it is no such layer.
 
     BatchNorm at evaluation is the scale w = gamma / sqrt(var + eps) and the bias
-    b = beta - mean w.
+    b = beta - mean w. Average pooling convolves each feature map with equal weights. An addition
+    takes its summands stacked along the second dimension.
+
+    Parameters
+    ----------
+    module : nn.Module
+        The layer.
+    a : Tensor, optional
+        Its input; needed by average pooling, whose module knows neither the number of channels
+        nor, if it is global, the size of the map.
     """
     if isinstance(module, nn.Linear):
         return Affine(_detached(module.weight), _detached(module.bias))
@@ -114,7 +137,21 @@ def affine(module: nn.Module) -> Affine | None:
         if module.affine:
             scale, shift = scale * _detached(module.weight), _detached(module.bias)
         return _Scale(scale, shift - module.running_mean * scale)
+    if isinstance(module, nn.AvgPool2d | nn.AdaptiveAvgPool2d):
+        _, channels, *size = a.shape
+        stride, padding = (1, 1), (0, 0)
+        if isinstance(module, nn.AvgPool2d):
+            size, stride = _pair(module.kernel_size), _pair(module.stride)
+            padding = _pair(module.padding)
+        weight = a.new_full((channels, 1, *size), 1 / math.prod(size))
+        return _Convolution(weight, None, stride, padding, (1, 1), channels)
+    if isinstance(module, Add):
+        return _Addition(torch.ones(()), None)
     return None
+
+
+def _pair(number):
+    return (number, number) if isinstance(number, int) else tuple(number)
 
 
 def _detached(parameter: Tensor | None) -> Tensor | None:

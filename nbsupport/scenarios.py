@@ -30,8 +30,14 @@ ATTACKS = ("clean", "standard", "label_consistent", "amplitude", "blended", "sin
 N_CLASSES = 43
 IMAGE_SIDE = 32
 
+RELEASED_POSITIONS = {
+    "standard": ((16, 19), (16, 17)),
+    "label_consistent": ((16, 24), (10, 22)),
+}
+"""Rows and columns of the top left pixel that the released code draws from: four points each."""
+
 GRAMMAR = """\
-clean-r<repetition>
+clean[-resnet]-r<repetition>
 standard-s<side>-p<percent>[-<option>...]-r<repetition>
 label_consistent-s<side>-p<percent>[-<option>...]-r<repetition>
 amplitude-a<amplitude>-p<percent>[-<option>...]-r<repetition>
@@ -123,9 +129,15 @@ class Scenario:
         object.__setattr__(self, "percent", canonical_percent(self.percent))
         object.__setattr__(self, "cover", canonical_percent(self.cover, lowest=0))
         rows, columns = self.window
+        largest = IMAGE_SIDE
+        if self.positions == "released" and self.attack in RELEASED_POSITIONS:
+            largest -= max(map(max, RELEASED_POSITIONS[self.attack]))
         allowed = {
             "attack": (self.attack in ATTACKS, f"one of {ATTACKS}"),
-            "side": (1 <= self.side <= IMAGE_SIDE, f"1 to {IMAGE_SIDE} pixels"),
+            "side": (
+                1 <= self.side <= largest,
+                f"1 to {largest} pixels with positions {self.positions!r}",
+            ),
             "amplitude": (0 <= self.amplitude <= 255, "0 to 255"),
             "source_classes": (
                 len(set(self.source_classes)) == len(self.source_classes) > 0

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from nbsupport import lrp
-from nbsupport.models import Concat, build
+from nbsupport.models import Add, Concat, build
 
 N = 3
 TINY = 1e-12
@@ -20,22 +20,27 @@ def images():
 
 
 @cache
-def trained():
-    """The paper's network after a few steps: BatchNorm and biases have moved from the start."""
-    model = build(seed=0, dropout=0.0).train()
+def trained(name="inception"):
+    """A network after a few steps: BatchNorm and biases have moved from the start."""
+    model = build(name, seed=0, dropout=0.0).train()
     optimiser = torch.optim.Adam(model.parameters(), 1e-3)
     for _ in range(6):
         loss = F.cross_entropy(model(images()), torch.arange(N) + 5)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 1.0
+    with torch.no_grad():
+        model(images())  # the statistics catch up with the weights
     return model.eval()
 
 
 @cache
-def exact():
+def exact(name="inception"):
     """The same in double precision, where only real differences remain."""
-    return copy.deepcopy(trained()).double()
+    return copy.deepcopy(trained(name)).double()
 
 
 def unbiased(*, seed=0):
@@ -66,12 +71,38 @@ def unbiased(*, seed=0):
         ).double()
 
 
+def unbiased_residual(*, seed=0):
+    """The same with a shortcut and average poolings, one of them overlapping."""
+
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(6, 6, 3, padding=1, bias=False)
+            self.shortcut, self.add = nn.Identity(), Add()
+
+        def forward(self, x):
+            return self.add(self.conv(x), self.shortcut(x))
+
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return nn.Sequential(
+            nn.Conv2d(3, 6, 3, bias=False),
+            nn.ReLU(),
+            nn.AvgPool2d(3, stride=2, padding=1),
+            Block(),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(6, 10, bias=False),
+        ).double()
+
+
 def channels(model, images, composite, **settings):
     return lrp.explain(model, images, composite=composite, channels=True, **settings).relevance
 
 
 def layer_names(model):
-    return [n for n, m in model.named_modules() if isinstance(m, Concat) or not [*m.children()]]
+    return [n for n, m in model.named_modules() if not [*m.children()]]
 
 
 def relative(ours, theirs):

@@ -4,13 +4,23 @@ from dataclasses import replace
 import networks
 import pytest
 import torch
-from networks import TINY, N, channels, cosine, layer_names, relative, unbiased
+from networks import (
+    TINY,
+    N,
+    channels,
+    cosine,
+    layer_names,
+    relative,
+    unbiased,
+    unbiased_residual,
+)
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torchvision.models.resnet import BasicBlock
 
 from nbsupport import lrp
-from nbsupport.models import Concat
+from nbsupport.models import Add, Concat
 
 
 @pytest.fixture(scope="module", name="images")
@@ -29,6 +39,16 @@ def exact():
 
 
 @pytest.fixture(scope="module")
+def resnet():
+    return networks.exact("resnet")
+
+
+@pytest.fixture(scope="module", params=["inception", "resnet"])
+def either(request):
+    return networks.exact(request.param)
+
+
+@pytest.fixture(scope="module")
 def folded(exact):
     folded = copy.deepcopy(exact)
     for block in folded.modules():
@@ -37,17 +57,21 @@ def folded(exact):
     return folded
 
 
-def zennit_relevance(model, images, *, conv, dense=None, norm=None, first=None, canonizers=(), k=5):
+def zennit_relevance(
+    model, images, *, conv, dense=None, norm=None, add=None, first=None, canonizers=(), k=5
+):
     pytest.importorskip("zennit")
     from zennit import rules, types
     from zennit.attribution import Gradient
     from zennit.composites import NameLayerMapComposite
+    from zennit.layer import Sum
 
     layers = [
         (types.Activation, rules.Pass()),
         (types.Convolution, conv),
         (nn.Linear, dense or rules.Epsilon()),
         (types.BatchNorm, norm or rules.Pass()),
+        ((Sum, types.AvgPool), add or rules.Norm()),
     ]
     firsts = [f"inception.{name}.conv" for name in ("b1", "b2.0", "b3.0", "b4.1")]
     composite = NameLayerMapComposite([(firsts, first)] if first else [], layers, [*canonizers])
@@ -59,7 +83,7 @@ def zennit_relevance(model, images, *, conv, dense=None, norm=None, first=None, 
         return attributor(images.clone(), start)[1].detach()
 
 
-def zennit_squared():
+def zennit_squared(epsilon=1e-6):
     pytest.importorskip("zennit")
     from zennit.core import BasicHook, ParamMod, Stabilizer
 
@@ -67,7 +91,7 @@ def zennit_squared():
         input_modifiers=[torch.square],
         param_modifiers=[ParamMod(lambda w, _: w**2, zero_params=["bias"])],
         output_modifiers=[lambda z: z],
-        gradient_mapper=lambda R, z: R / Stabilizer(1e-6)(z[0]),
+        gradient_mapper=lambda R, z: R / Stabilizer(epsilon)(z[0]),
         reducer=lambda a, c: a[0] * c[0],
     )
 
@@ -155,6 +179,67 @@ def test_single_precision_agrees_with_zennits_own_batch_norm_merging(model, imag
         assert cosine(channels(model, images, composite), theirs) > 0.999
 
 
+def torchvisions(resnet, *, fold=False):
+    """The same network built of torchvision's blocks, for which zennit has a canonizer."""
+    layers = [*resnet.stem, resnet.relu]
+    for block in (*resnet.stage1, *resnet.stage2, *resnet.stage3):
+        conv = block.one.conv
+        same = isinstance(block.shortcut, nn.Identity)
+        down = None if same else nn.Sequential(*copy.deepcopy([*block.shortcut]))
+        twin = BasicBlock(conv.in_channels, conv.out_channels, conv.stride, down)
+        twin.double().load_state_dict(
+            dict(zip(twin.state_dict(), block.state_dict().values(), strict=True))
+        )
+        twin.relu = nn.ReLU()
+        if fold:
+            twin.conv1 = fuse_conv_bn_eval(twin.conv1.eval(), twin.bn1.eval())
+            twin.conv2 = fuse_conv_bn_eval(twin.conv2.eval(), twin.bn2.eval())
+            twin.bn1, twin.bn2 = nn.Identity(), nn.Identity()
+            if down:
+                twin.downsample = fuse_conv_bn_eval(down[0].eval(), down[1].eval())
+        layers.append(twin)
+    if fold:
+        layers[:2] = [fuse_conv_bn_eval(*layers[:2])]
+    layers += [resnet.pool, resnet.flatten, resnet.drop, resnet.fc]
+    return copy.deepcopy(nn.Sequential(*layers)).eval()
+
+
+def zennit_residual_cases():
+    from zennit import rules
+
+    epsilon, squared = rules.Epsilon(), zennit_squared(TINY)
+    own, fold = lrp.Squared(epsilon=TINY), lrp.Composite()
+    return {
+        "gamma": (lrp.COMPOSITES["gamma"], {"conv": rules.Gamma(0.25)}),
+        "epsilon": (fold, {"conv": epsilon}),
+        "alpha_beta": (
+            replace(fold, convolution=lrp.AlphaBeta(2, 1)),
+            {"conv": rules.AlphaBeta(2, 1)},
+        ),
+        "paper": (lrp.COMPOSITES["paper"], {"conv": epsilon, "norm": epsilon}),
+        # zennit squares no weights of a pooling, which has none there: epsilon would weigh more.
+        "squared": (
+            replace(lrp.COMPOSITES["squared"], convolution=own, dense=own, addition=own),
+            {"conv": squared, "dense": squared, "add": squared},
+        ),
+    }
+
+
+@pytest.mark.parametrize("case", ["gamma", "epsilon", "alpha_beta", "paper", "squared"])
+def test_residual_network_agrees_with_zennits_canonizer(case, resnet, images):
+    pytest.importorskip("zennit")
+    from zennit.torchvision import ResNetBasicBlockCanonizer
+
+    composite, theirs = zennit_residual_cases()[case]
+    twin = torchvisions(resnet, fold=composite.batch_norm == "fold")
+    with torch.no_grad():
+        assert relative(twin(images.double()), resnet(images.double())) < 1e-12
+    canonizers = [ResNetBasicBlockCanonizer()]
+    expected = zennit_relevance(twin, images.double(), canonizers=canonizers, **theirs)
+    assert expected.abs().max() > 0
+    assert relative(channels(resnet, images, composite), expected) < 1e-6
+
+
 def captum_relevance(model, images, conv, dense):
     attr = pytest.importorskip("captum.attr")
     from captum.attr._utils.lrp_rules import EpsilonRule
@@ -195,33 +280,41 @@ def test_convolution_rules_agree_with_captum(rule, images):
     assert relative(channels(model, images, ours), theirs) < 1e-5
 
 
-def test_folding_and_the_batch_norm_rule_agree_for_epsilon_to_zero(exact, images):
-    folding = lrp.Composite(convolution=lrp.Epsilon(TINY), dense=lrp.Epsilon(TINY))
-    ruling = replace(folding, batch_norm="rule")
-    assert relative(channels(exact, images, folding), channels(exact, images, ruling)) < 1e-6
+def everywhere(rule, **settings):
+    return lrp.Composite(convolution=rule, dense=rule, addition=rule, **settings)
+
+
+def test_folding_and_the_batch_norm_rule_agree_for_epsilon_to_zero(either, images):
+    folding, ruling = (everywhere(lrp.Epsilon(TINY), batch_norm=b) for b in ("fold", "rule"))
+    assert relative(channels(either, images, folding), channels(either, images, ruling)) < 1e-6
     # Not so for gamma, which sees other weights in the two: the choice is part of the method.
     folding, ruling = (replace(one, convolution=lrp.Gamma(0.25)) for one in (folding, ruling))
-    assert relative(channels(exact, images, folding), channels(exact, images, ruling)) > 0.01
+    assert relative(channels(either, images, folding), channels(either, images, ruling)) > 0.01
 
 
-def test_epsilon_to_zero_is_gradient_times_input_without_biases(images):
-    composite = lrp.Composite(convolution=lrp.Epsilon(TINY), dense=lrp.Epsilon(TINY))
-    ours = channels(unbiased(), images, composite)
-    assert relative(ours, channels(unbiased(), images, "gradient_x_input")) < 1e-6
+@pytest.mark.parametrize("network", [unbiased, unbiased_residual])
+def test_epsilon_to_zero_is_gradient_times_input_without_biases(network, images):
+    ours = channels(network(), images, everywhere(lrp.Epsilon(TINY)))
+    assert relative(ours, channels(network(), images, "gradient_x_input")) < 1e-6
 
 
+SWEEPS = {
+    unbiased: ["7", "6", "5", "4", "3", "2", "1", "0.concat", "0.two", "0.pool", "0.one"],
+    unbiased_residual: ["7", "6", "5", "4", "3.add", "3.shortcut", "3.conv", "2", "1", "0"],
+}
+
+
+@pytest.mark.parametrize("network", SWEEPS)
 @pytest.mark.parametrize(
     "rule", [lrp.Epsilon(1e-9), lrp.Gamma(epsilon=1e-9), lrp.Squared(epsilon=1e-9)]
 )
-def test_relevance_is_conserved_without_biases(rule, images):
-    composite = lrp.Composite(convolution=rule, dense=rule)
-    explanation = lrp.explain(unbiased(), images, composite=composite)
+def test_relevance_is_conserved_without_biases(rule, network, images):
+    composite = everywhere(rule)
+    explanation = lrp.explain(network(), images, composite=composite)
     assert explanation.gap.abs().max() < 1e-4
     assert (explanation.bias_share == 0).all()
-    records = lrp.per_layer_conservation(unbiased(), images, composite)
-    assert [record.layer for record in records] == [
-        "7", "6", "5", "4", "3", "2", "1", "0.concat", "0.two", "0.pool", "0.one"
-    ]  # fmt: skip
+    records = lrp.per_layer_conservation(network(), images, composite)
+    assert [record.layer for record in records] == SWEEPS[network]
     for record in records:
         assert record.gap < 1e-4
         assert record.bias == 0
@@ -229,16 +322,16 @@ def test_relevance_is_conserved_without_biases(rule, images):
 
 
 @pytest.mark.parametrize("name", ["paper", "gamma"])
-def test_pixels_and_biases_share_the_logit(name, exact, images):
-    explanation = lrp.explain(exact, images, composite=name)
+def test_pixels_and_biases_share_the_logit(name, either, images):
+    explanation = lrp.explain(either, images, composite=name)
     assert explanation.bias_share.abs().min() > 0.01
     assert (explanation.gap - explanation.bias_share).abs().max() < 1e-3
     assert torch.allclose(
         explanation.gap,
         (explanation.start - explanation.heatmaps.sum((1, 2))) / explanation.start.abs(),
     )
-    records = lrp.per_layer_conservation(exact, images, name)
-    assert [r.layer for r in records] == layer_names(exact)[::-1]
+    records = lrp.per_layer_conservation(either, images, name)
+    assert [r.layer for r in records] == layer_names(either)[::-1]
     assert max(record.gap for record in records) < 1e-3
     drawn = sum(record.bias for record in records)
     assert drawn == pytest.approx(
@@ -250,9 +343,9 @@ def test_pixels_and_biases_share_the_logit(name, exact, images):
 
 
 @pytest.mark.parametrize("name", ["released", "squared"])
-def test_squared_rule_keeps_the_sum_and_the_sign_of_the_logit(name, exact, images):
-    target = torch.tensor([0, 5, 6])
-    explanation = lrp.explain(exact, images, composite=name, target=target)
+def test_squared_rule_keeps_the_sum_and_the_sign_of_the_logit(name, either, images):
+    target = torch.tensor([0, 6, 7])
+    explanation = lrp.explain(either, images, composite=name, target=target)
     assert explanation.gap.abs().max() < 0.05  # what its epsilon of 1e-6 costs
     signs = explanation.start.sign()
     assert {-1.0, 1.0} <= set(signs.tolist())
@@ -276,11 +369,11 @@ def test_overlapping_wins_of_a_pooling_add_up():
     [*lrp.COMPOSITES, "gradient_x_input", lrp.IntegratedGradients(steps=2), "grad_cam"],
     ids=lambda method: method if isinstance(method, str) else type(method).__name__,
 )
-def test_result_does_not_depend_on_the_batch(method, exact, images):
+def test_result_does_not_depend_on_the_batch(method, either, images):
     target = torch.tensor([5, 0, 42])
-    whole = lrp.explain(exact, images, composite=method, target=target)
+    whole = lrp.explain(either, images, composite=method, target=target)
     for batch_size in (1, 2):
-        parts = lrp.explain(exact, images, composite=method, target=target, batch_size=batch_size)
+        parts = lrp.explain(either, images, composite=method, target=target, batch_size=batch_size)
         assert relative(parts.heatmaps, whole.heatmaps) < 1e-8
         assert torch.allclose(parts.start, whole.start)
         assert torch.allclose(parts.gap, whole.gap, atol=1e-8)
@@ -298,6 +391,38 @@ def test_first_rule_applies_to_the_first_convolution_of_every_branch(exact, imag
         R, shares = ledger[f"inception.{name}.conv"]
         assert R.abs().sum() > 0
         assert torch.allclose(shares[0].sum((1, 2, 3)), R.sum((1, 2, 3)), atol=1e-4)
+
+
+@pytest.mark.parametrize(("name", "maps"), [("inception", 256), ("resnet", 32)])
+def test_released_ends_where_the_model_says(name, maps, images):
+    model = networks.trained(name)
+    explanation = lrp.explain(model, images, composite="released", channels=True)
+    assert explanation.relevance.shape == (N, maps, 32, 32)
+    named = replace(lrp.COMPOSITES["released"], stop_at=model.first_features)
+    assert torch.equal(channels(model, images, named), explanation.relevance)
+    with pytest.raises(ValueError, match=r"Sequential does not name them.*`first_features`"):
+        lrp.explain(unbiased(), images, composite="released")
+
+
+def test_relevance_must_not_pass_the_end_by_a_shortcut(resnet, images):
+    inside = replace(lrp.COMPOSITES["gamma"], stop_at="stage1.0.relu1")
+    with pytest.raises(ValueError, match=r"'stage1\.0\.relu1' does not see all .*\['relu'\]"):
+        lrp.Attributor(resnet, inside)
+
+
+def test_an_addition_may_add_a_layer_to_itself(images):
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.add = nn.Conv2d(3, 4, 32, bias=False), Add()
+            self.flatten = nn.Flatten()
+
+        def forward(self, x):
+            x = self.conv(x)
+            return self.flatten(self.add(x, x))
+
+    explanation = lrp.explain(Twice(), images, target=0, composite="paper")
+    assert explanation.gap.abs().max() < 1e-3
 
 
 def test_stop_at_an_inner_layer_continues_to_the_pixels(exact, images):

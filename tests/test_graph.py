@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -11,7 +13,7 @@ from nbsupport.graph import (
     target_weights,
     trace,
 )
-from nbsupport.models import Concat, build
+from nbsupport.models import build
 
 
 @pytest.fixture(scope="module")
@@ -19,18 +21,26 @@ def images():
     return torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.fixture(scope="module")
-def model(images):
-    model = build(seed=0).train()
+def with_statistics(model, images):
     with torch.no_grad():
         for _ in range(5):
-            model(images)  # BatchNorm statistics worth folding
+            model.train()(images)  # BatchNorm statistics worth folding
     return model.eval()
+
+
+@pytest.fixture(scope="module")
+def model(images):
+    return with_statistics(build(seed=0), images)
+
+
+@pytest.fixture(scope="module")
+def resnet(images):
+    return with_statistics(build("resnet", seed=0), images)
 
 
 def test_trace_lists_every_layer_once_in_order(model):
     layers = trace(model)
-    leaves = [n for n, m in model.named_modules() if isinstance(m, Concat) or not [*m.children()]]
+    leaves = [name for name, module in model.named_modules() if not [*module.children()]]
     assert [layer.name for layer in layers] == leaves
     inputs = {layer.name: layer.inputs for layer in layers}
     assert inputs["inception.b4.0"] == (INPUT,)
@@ -40,6 +50,25 @@ def test_trace_lists_every_layer_once_in_order(model):
         "inception.b3.2.relu",
         "inception.b4.1.relu",
     )
+
+
+def test_trace_of_a_residual_network(resnet):
+    inputs = {layer.name: layer.inputs for layer in trace(resnet)}
+    leaves = {name for name, module in resnet.named_modules() if not [*module.children()]}
+    assert set(inputs) == leaves
+    assert inputs["stage1.1.shortcut"] == inputs["stage1.1.one.conv"] == ("stage1.0.relu2",)
+    assert inputs["stage1.1.add"] == ("stage1.1.two.norm", "stage1.1.shortcut")
+    assert inputs["stage2.0.add"] == ("stage2.0.two.norm", "stage2.0.shortcut.norm")
+
+
+def test_folding_a_residual_network_is_exact(resnet, images):
+    resnet = copy.deepcopy(resnet).double()
+    network = Network(resnet, fold=True)
+    assert not any(isinstance(layer.module, nn.BatchNorm2d) for layer in network.layers)
+    logits = network.forward(network.images(images)).logits
+    with torch.no_grad():
+        expected = resnet(images.double())
+    assert (logits - expected).abs().max() < 1e-12 * expected.abs().max()
 
 
 @pytest.mark.parametrize("fold", [False, True])
@@ -119,7 +148,7 @@ REFUSED = {
     "functional relu": (Block(lambda b, x: F.relu(b.conv(x))), r"'relu' in '0'"),
     "method": (Block(lambda b, x: b.conv(x).relu()), r"'relu' in '0'"),
     "functional pool": (Block(lambda b, x: F.max_pool2d(b.conv(x), 2)), r"'max_pool2d' in '0'"),
-    "residual sum": (Block(lambda b, x: b.conv(x) + x), r"'add' in '0'"),
+    "residual sum": (Block(lambda b, x: b.conv(x) + x), r"'add' in '0'.*\bAdd\b"),
     "function on the way out": (Block(lambda b, x: b.conv(x).flatten(1)), r"'flatten' in '0'"),
     "module used twice": (Block(reuse), r"'0.act' is used more than once"),
     "branch on values": (Block(branch), "branches on tensors"),
@@ -136,6 +165,13 @@ REFUSED = {
         nn.Conv2d(3, 3, 3, padding=1, padding_mode="reflect"),
         r"'0' must pad with zeros",
     ),
+    "pooling to more than one pixel": (nn.AdaptiveAvgPool2d(2), r"'0' must average over whole"),
+    "pooling that leaves the padding out": (
+        nn.AvgPool2d(3, padding=1, count_include_pad=False),
+        r"'0' must divide the sum of each window",
+    ),
+    "pooling by windows cut short": (nn.AvgPool2d(3, ceil_mode=True), r"'0' must divide"),
+    "pooling with a divisor of its own": (nn.AvgPool2d(3, divisor_override=2), r"'0' must divide"),
     "statistics of the batch": (
         nn.BatchNorm2d(3, track_running_stats=False),
         r"'0' keeps no running statistics",

@@ -2,7 +2,9 @@ import pytest
 import torch
 from torch import nn
 
-from nbsupport.models import Inception, build, count_parameters
+from nbsupport.models import build, count_parameters
+
+NAMES = ("inception", "resnet")
 
 
 @pytest.fixture(scope="module")
@@ -11,8 +13,17 @@ def network():
 
 
 @pytest.fixture(scope="module")
+def resnet():
+    return build("resnet").eval()
+
+
+@pytest.fixture(scope="module")
 def outputs(network):
-    """What leaves each module for four images, as (name, tensor) in order of the calls."""
+    return calls_of(network)
+
+
+def calls_of(network):
+    """What leaves each module for four images, as (name, module, tensor) in order of the calls."""
     calls = []
     hooks = [
         module.register_forward_hook(lambda m, i, o, name=name: calls.append((name, m, o)))
@@ -34,6 +45,27 @@ def test_network_has_the_parameters_of_the_released_one(network):
         "dense": sum(count_parameters(getattr(network, f"fc{i}")) for i in (1, 2, 3)),
     }
     assert parts == {"inception": 217_056, "convolutions": 788_736, "dense": 104_235}
+
+
+def test_resnet_is_as_large_as_the_inception(resnet):
+    parts = {name: count_parameters(part) for name, part in resnet.named_children()}
+    assert {name: n for name, n in parts.items() if n} == {
+        "stem": 3 * 32 * 9 + 64,
+        "stage1": 3 * 2 * (32 * 32 * 9 + 64),
+        "stage2": (32 + 5 * 64) * 64 * 9 + 32 * 64 + 7 * 128,
+        "stage3": (64 + 5 * 128) * 128 * 9 + 64 * 128 + 7 * 256,
+        "fc": 129 * 43,
+    }
+    assert count_parameters(resnet) == 1_088_843
+
+
+def test_resnet_has_twenty_layers_and_no_idle_bias(resnet):
+    names = [name for name, module in resnet.named_modules() if isinstance(module, nn.Conv2d)]
+    assert len([name for name in names if "shortcut" not in name]) == 19
+    assert [name for name in names if "shortcut" in name] == [
+        "stage2.0.shortcut.conv", "stage3.0.shortcut.conv"
+    ]  # fmt: skip
+    assert all(resnet.get_submodule(name).bias is None for name in names)
 
 
 def test_count_leaves_frozen_parameters_out():
@@ -66,6 +98,29 @@ def test_shapes_of_the_layers(outputs):
     assert {name: shapes[name] for name in expected} == expected
 
 
+def test_shapes_of_the_residual_layers(resnet):
+    shapes = {name: tuple(output.shape) for name, _, output in calls_of(resnet)}
+    expected = {
+        "relu": (4, 32, 32, 32),
+        "stage1": (4, 32, 32, 32),
+        "stage2.0.shortcut": (4, 64, 16, 16),
+        "stage2": (4, 64, 16, 16),
+        "stage3": (4, 128, 8, 8),
+        "pool": (4, 128, 1, 1),
+        "flatten": (4, 128),
+        "fc": (4, 43),
+    }
+    assert {name: shapes[name] for name in expected} == expected
+
+
+def test_residual_block_adds_its_input(resnet):
+    found = {name: output for name, _, output in calls_of(resnet)}
+    block = found["stage1.1.two"] + found["stage1.0"]
+    assert torch.equal(found["stage1.1.add"], block)
+    assert torch.equal(found["stage1.1"], block.clamp(min=0))
+    assert torch.equal(found["stage2.0.add"], found["stage2.0.two"] + found["stage2.0.shortcut"])
+
+
 def test_branches_are_joined_in_order(outputs):
     found = {name: output for name, _, output in outputs}
     branches = [found[f"inception.b{i}"] for i in (1, 2, 3, 4)]
@@ -80,28 +135,39 @@ def test_pooling_branch_takes_the_maximum(network):
     assert pooled.sum() == 27
 
 
-def test_every_leaf_is_called_once_so_that_hooks_see_all(network, outputs):
+@pytest.mark.parametrize("name", NAMES)
+def test_every_leaf_is_called_once_so_that_hooks_see_all(name):
+    network = build(name).eval()
+    outputs = calls_of(network)
     leaves = [name for name, module in network.named_modules() if not list(module.children())]
     called = [name for name, module, _ in outputs if not list(module.children())]
     assert sorted(called) == sorted(leaves)
     assert len(called) == len(set(called))
 
 
-def test_named_layers_exist(network):
-    assert isinstance(network.get_submodule(Inception.penultimate), nn.ReLU)
-    assert network.get_submodule(Inception.first_features) is network.inception.concat
+def test_named_layers_exist(network, resnet):
+    assert isinstance(network.get_submodule(network.penultimate), nn.ReLU)
+    assert network.get_submodule(network.first_features) is network.inception.concat
+    found = {name: output for name, _, output in calls_of(resnet)}
+    assert found[resnet.penultimate].shape == (4, 128)
+    assert found[resnet.penultimate].min() >= 0
+    assert found[resnet.first_features].shape == (4, 32, 32, 32)
+    assert found[resnet.first_features].min() >= 0
 
 
-def test_seed_decides_the_weights():
-    one, same, other = build(seed=3), build(seed=3), build(seed=4)
-    for name, tensor in one.state_dict().items():
-        assert torch.equal(tensor, same.state_dict()[name])
-    assert not torch.equal(one.fc3.weight, other.fc3.weight)
+@pytest.mark.parametrize("name", NAMES)
+def test_seed_decides_the_weights(name):
+    one, same, other = (build(name, seed=seed).state_dict() for seed in (3, 3, 4))
+    for key, tensor in one.items():
+        assert torch.equal(tensor, same[key])
+    last = [*one][-1]
+    assert not torch.equal(one[last], other[last])
 
 
 @pytest.mark.usefixtures("keeps_global_rng")
-def test_building_leaves_global_generators_alone():
-    build(seed=5)
+@pytest.mark.parametrize("name", NAMES)
+def test_building_leaves_global_generators_alone(name):
+    build(name, seed=5)
 
 
 def test_dropout_and_classes_are_passed_on():
@@ -109,8 +175,11 @@ def test_dropout_and_classes_are_passed_on():
     assert (network.drop1.p, network.drop2.p) == (0.25, 0.25)
     assert network.eval()(torch.zeros(1, 3, 32, 32)).shape == (1, 7)
     assert build().drop1.p == 0.5
+    network = build("resnet", n_classes=7, dropout=0.25)
+    assert network.drop.p == 0.25
+    assert network.eval()(torch.zeros(1, 3, 32, 32)).shape == (1, 7)
 
 
 def test_unknown_model_is_named():
-    with pytest.raises(ValueError, match=r"unknown model 'vgg'.*'inception'"):
+    with pytest.raises(ValueError, match=r"unknown model 'vgg'.*'inception', 'resnet'"):
         build("vgg")

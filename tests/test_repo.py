@@ -15,9 +15,9 @@ from nbsupport import ROOT
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 FLOORS = (
-    {"augmentation", "devices", "gw", "localisation", "metrics", "models", "paper", "rules",
-     "scenarios", "synthetic", "widgets"},
-    {"artifacts", "attacks", "data", "detection", "graph"},
+    {"augmentation", "devices", "gw", "localisation", "metrics", "models", "paper", "scenarios",
+     "synthetic", "widgets"},
+    {"artifacts", "attacks", "data", "detection", "graph", "rules"},
     {"attribution", "evaluation", "execution", "figures", "gradients", "results"},
     {"cli", "engine", "lrp", "training"},
 )  # fmt: skip

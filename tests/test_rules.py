@@ -3,6 +3,7 @@ import torch
 from torch import nn
 
 from nbsupport import rules
+from nbsupport.models import Add
 from nbsupport.rules import affine
 
 TINY = 1e-12
@@ -118,6 +119,65 @@ def test_convolution_is_the_dense_layer_of_its_matrix(name, rng):
         expected = ((R.flatten(1) / inside.sum(1)) @ inside.double()).view_as(expected)
     assert torch.allclose(share.flatten(1), expected, rtol=1e-7, atol=1e-9)
     assert torch.allclose(drawn, expected_drawn, rtol=1e-7, atol=1e-9)
+
+
+POOLINGS = {
+    "windows": nn.AvgPool2d(2),
+    "overlapping": nn.AvgPool2d((3, 2), stride=(2, 1), padding=(1, 0)),
+    "global": nn.AdaptiveAvgPool2d(1),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_average_pooling_is_the_dense_layer_of_its_matrix(name, pooling, rng):
+    rule, _ = CASES[name]
+    pool = POOLINGS[pooling]
+    a = 3 * torch.rand(2, 2, 5, 6, generator=rng, dtype=torch.float64) - 1
+    z = pool(a)
+    R = torch.randn(z.shape, generator=rng, dtype=torch.float64)
+    layer = affine(pool, a)
+    assert torch.allclose(layer.forward(a, layer.weight), z)
+    share, drawn = rule(layer, a, z, R)
+
+    matrix = nn.Linear(60, z[0].numel(), bias=False).double().requires_grad_(False)
+    unit = torch.eye(60, dtype=torch.float64).view(60, 2, 5, 6)
+    matrix.weight.copy_(pool(unit).flatten(1).T)
+    expected, _ = rule(affine(matrix), a.flatten(1), z.flatten(1), R.flatten(1))
+    if name == "flat":  # see above
+        inside = matrix.weight != 0
+        expected = (R.flatten(1) / inside.sum(1)) @ inside.double()
+    assert torch.allclose(share.flatten(1), expected, rtol=1e-7, atol=1e-9)
+    assert (drawn == 0).all()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_addition_is_the_dense_layer_of_its_matrix(name, rng):
+    rule, _ = CASES[name]
+    a = 3 * torch.rand(4, 2, 5, generator=rng, dtype=torch.float64) - 1  # two summands of 5 units
+    z = Add()(*a.unbind(1))
+    R = torch.randn(z.shape, generator=rng, dtype=torch.float64)
+    share, drawn = rule(affine(Add()), a, z, R)
+
+    matrix = nn.Linear(10, 5, bias=False).double().requires_grad_(False)
+    matrix.weight.copy_(torch.eye(5).repeat(1, 2))
+    expected, _ = rule(affine(matrix), a.flatten(1), z, R)
+    if name == "flat":
+        expected = (R / 2).repeat(1, 2)
+    assert torch.allclose(share.flatten(1), expected, rtol=1e-7, atol=1e-9)
+    assert (drawn == 0).all()
+
+
+def test_summands_share_in_proportion_or_by_their_squares():
+    a = torch.tensor([[[3.0], [-1.0]]])
+    z, R = torch.tensor([[2.0]]), torch.tensor([[4.0]])
+    proportional, _ = rules.Epsilon(TINY)(affine(Add()), a, z, R)
+    assert proportional.flatten().tolist() == [6, -2]
+    squares, _ = rules.Squared(epsilon=TINY)(affine(Add()), a, None, R)
+    assert squares.flatten().tolist() == pytest.approx([3.6, 0.4])
+    # Summands that cancel: the stabiliser bounds what they receive.
+    cancelling, _ = rules.Epsilon(0.5)(affine(Add()), a - torch.tensor([[2.0], [0.0]]), 0 * z, R)
+    assert cancelling.flatten().tolist() == [8, -8]
 
 
 @pytest.mark.parametrize("name", ["epsilon", "gamma", "z_plus"])

@@ -7,11 +7,13 @@ from itertools import product
 import numpy as np
 import pytest
 
+from nbsupport import attacks
 from nbsupport.scenarios import (
     ATTACKS,
     GRAMMAR,
     PAPER,
     PROFILES,
+    RELEASED_POSITIONS,
     Profile,
     Scenario,
     canonical_percent,
@@ -21,7 +23,7 @@ from nbsupport.scenarios import (
 PERCENT = {"percent": ["15", "33", "02", "0.5", "99.9999"]}
 SOURCES = {"source_classes": [(2,), (1, 2, 42), (42, 0)], "target_class": [5, 7, 3]}
 STICKER = {
-    "side": [1, 3, 10],
+    "side": [1, 3, 8],
     "window": [(10, 15), (32, 32), (15, 10)],
     "positions": ["window", "released"],
     "colour": ["f5ff00", "000000", "0a1b2c"],
@@ -148,6 +150,8 @@ def test_every_field_has_its_place_in_the_id():
         "standard-s0-p15-r0",
         "standard-s33-p15-r0",
         "standard-s11-p15-r0",
+        "label_consistent-s9-p15-released-r0",
+        "standard-s14-p15-win32x32-released-r0",
         "standard-s3-p0-r0",
         "standard-s3-p100-r0",
         "standard-s3-p15%-r0",
@@ -183,6 +187,10 @@ def test_wrong_id_shows_the_grammar(text):
     [
         ({"attack": "trojan"}, "trojan.*label_consistent"),
         ({"side": 0}, "side is 0; expected 1 to 32"),
+        (
+            {"attack": "label_consistent", "side": 9, "positions": "released"},
+            "side is 9; expected 1 to 8 pixels with positions 'released'",
+        ),
         ({"side": 11}, r"window is \(10, 15\).*11"),
         ({"window": (33, 33)}, "window"),
         ({"percent": "0"}, "0 % is not between 0 and 100"),
@@ -207,6 +215,27 @@ def test_wrong_id_shows_the_grammar(text):
 def test_useless_values_are_refused(values, named):
     with pytest.raises(ValueError, match=named):
         Scenario(**values)
+
+
+@pytest.mark.parametrize(("attack", "largest"), [("standard", 13), ("label_consistent", 8)])
+def test_stickers_at_the_released_positions_stay_inside_the_image(attack, largest):
+    settings = {"positions": "released", "window": (32, 32)}
+    assert Scenario(attack, side=largest, **settings).side == largest
+    with pytest.raises(ValueError, match=f"1 to {largest} pixels"):
+        Scenario(attack, side=largest + 1, **settings)
+    assert Scenario(attack, side=32, window=(32, 32)).side == 32
+
+
+def test_attacks_stamp_at_the_positions_that_scenarios_check():
+    assert attacks.RELEASED_POSITIONS == RELEASED_POSITIONS
+
+
+def test_grammar_of_clean_names_its_only_option():
+    assert GRAMMAR.startswith("clean[-resnet]-r<repetition>\n")
+    assert str(Scenario.parse("clean-resnet-r0")) == "clean-resnet-r0"
+    for option in ("to7", "from1", "released", "cover05"):
+        with pytest.raises(ValueError, match="no scenario"):
+            Scenario.parse(f"clean-{option}-r0")
 
 
 @pytest.mark.parametrize(

@@ -2,27 +2,43 @@
 PYTHON    ?= python3.11
 VENV      ?= .venv
 JOBS      ?= 2
+GPUS      ?= 1
 PROFILE   ?= demo
 SCENARIOS ?= standard-s3-p15-r0
 DATA      ?= auto
 RUNS      ?= data/runs
 DEVICE    ?= auto
+MINUTES   ?=
 
-BIN   := $(abspath $(VENV))/bin
+SETTINGS := PYTHON VENV JOBS GPUS PROFILE SCENARIOS DATA RUNS DEVICE MINUTES
+given = $(foreach v,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $v))),$v))
+unknown := $(filter-out $(SETTINGS) CI,$(given))
+$(if $(strip $(unknown)),$(error no setting is called $(strip $(unknown)); there are $(SETTINGS)))
+
+# A list made by a loop in the shell comes with line ends, which a recipe cannot hold.
+define newline
+
+
+endef
+override SCENARIOS := $(subst $(newline), ,$(SCENARIOS))
+
+BIN   := $(if $(filter /%,$(VENV)),$(VENV),$(CURDIR)/$(VENV))/bin
 READY := $(VENV)/.nbsupport-ready
 export PATH := $(BIN):$(PATH)
 export PYTHONUNBUFFERED := 1
 
-SNAKEMAKE = snakemake --cores $(JOBS) --keep-going --rerun-incomplete --resources gpu=1 \
+SNAKEMAKE = snakemake --cores $(JOBS) --keep-going --rerun-incomplete --resources gpu=$(GPUS) \
 	--max-checksum-file-size 1000000000 --quiet rules host reason --nocolor --config \
-	profile=$(PROFILE) scenarios="$(SCENARIOS)" data="$(DATA)" runs="$(RUNS)" device=$(DEVICE)
+	profile=$(PROFILE) scenarios="$(SCENARIOS)" data="$(DATA)" runs="$(RUNS)" device=$(DEVICE) \
+	$(if $(MINUTES),minutes=$(MINUTES))
 
-.PHONY: help run resume status figures gallery test test-fast lint lab site clean
+.PHONY: help run resume status figures gallery test test-fast lint strip lab site clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*##/:/' | column -t -s:
 
 run: $(READY)  ## poison, train, explain, detect: PROFILE=demo SCENARIOS="..." DATA=folder JOBS=2
+	@nbsupport data --profile $(PROFILE) --data "$(DATA)"
 	@$(SNAKEMAKE) || { echo "Stopped. What is finished stays: 'make resume' goes on with the rest."; exit 1; }
 	@nbsupport summary --runs "$(RUNS)" --profile $(PROFILE) --scenarios $(SCENARIOS)
 
@@ -48,28 +64,31 @@ test: $(READY) lint  ## lint, unit tests, and the chain of notebooks on a tiny d
 test-fast: $(READY)  ## unit tests alone
 	python -m pytest -m "not notebooks"
 
+STRIP = nbstripout --extra-keys "metadata.papermill metadata.widgets cell.metadata.papermill"
+
 lint: $(READY)  ## ruff on code and notebooks; notebooks must be stripped of outputs
 	ruff check .
 	ruff format --check .
-	nbstripout --verify --extra-keys "metadata.papermill metadata.widgets \
-		cell.metadata.papermill" notebooks/*.ipynb
+	$(STRIP) --verify notebooks/*.ipynb
+
+strip: $(READY)  ## take outputs out of the notebooks again, after working in them
+	$(STRIP) notebooks/*.ipynb
 
 lab: $(READY)  ## open JupyterLab on the overview
 	jupyter lab notebooks/00_overview.ipynb
 
 site: $(READY)  ## executed notebooks of PROFILE as HTML
-	jupyter nbconvert --to html --template classic --output-dir site \
-		"$(RUNS)/$(PROFILE)"/*.ipynb
-	for scenario in $(SCENARIOS); do jupyter nbconvert --to html --template classic \
-		--output-dir "site/$$scenario" "$(RUNS)/$(PROFILE)/$$scenario"/*.ipynb || exit 1; done
+	find "$(RUNS)/$(PROFILE)" -name '[0-9]*.ipynb' | while read notebook; do \
+		jupyter nbconvert --to html --template classic "$$notebook" \
+		--output-dir "site/$$(basename "$$(dirname "$$notebook")")" || exit 1; done
 
 clean:  ## remove caches and the runs of PROFILE=tiny; finished runs stay
 	rm -rf .pytest_cache .ruff_cache .snakemake site data/runs/tiny
 
 $(READY): pyproject.toml constraints.txt
 	@echo "Installing into $(VENV): about 6 GB, most of it torch with its GPU libraries;"
-	@echo "two to three minutes on a fast line. VENV=<folder> takes an environment you have."
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+	@echo "two to three minutes on a fast line. VENV=<folder> installs into one you have."
+	@test -x "$(BIN)/python" || $(PYTHON) -m venv $(VENV)
+	@"$(BIN)/python" -m pip install --quiet --disable-pip-version-check -c constraints.txt \
 		-e '.[workflow,test]'
 	@touch $@

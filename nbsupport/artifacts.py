@@ -223,7 +223,7 @@ class Run:
                 raise ArtifactError(f"{path} belongs to {key} {body[key]}, not {mine}; {remedy}")
         if body["settings"] != asdict(self.profile):
             raise ArtifactError(
-                f"{path} is stale: the profile {self.profile} has changed since it was made; {remedy}"
+                f"{path} is stale: profile {self.profile} has changed since it was made; {remedy}"
             )
         for name, digest in body["payload"].items():
             file = self.folder / name

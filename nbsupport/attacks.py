@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nbsupport.scenarios import GRAMMAR, IMAGE_SIDE, Scenario
+from nbsupport.scenarios import GRAMMAR, IMAGE_SIDE, RELEASED_POSITIONS, Scenario
 
 if TYPE_CHECKING:
     from nbsupport.data import Dataset, Split
@@ -36,12 +36,6 @@ AMPLITUDE_SIGNS = torch.tensor([[-1, -1, 1], [-1, 1, -1], [1, -1, 1]], dtype=tor
 
 EDGE_DISTANCE = 10
 """Pixels between the amplitude sticker and the right and bottom edges (Section 6.1.3)."""
-
-RELEASED_POSITIONS = {
-    "standard": ((16, 19), (16, 17)),
-    "label_consistent": ((16, 24), (10, 22)),
-}
-"""Rows and columns of the top left pixel that the released code draws from: four points each."""
 
 SINUSOID_FREQUENCY = 6
 """Periods across the image, as in Barni et al. 2019."""

@@ -52,6 +52,7 @@ __all__ = [
     "Method",
     "RawClustering",
     "SpectralSignature",
+    "TooManyMapsError",
     "detect",
     "grey",
 ]

@@ -3,6 +3,7 @@ import math
 import os
 import shutil
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -171,11 +172,21 @@ def test_damage_is_named_with_the_command_that_mends_it(saved, kind):
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_command_makes_the_stage(run, stage):
-    words = run.command(stage).split()
+    whole, _, alone = run.command(stage).splitlines()
+    assert whole.split() == [
+        "make", "run", "PROFILE=tiny", "SCENARIOS=standard-s3-p15-r0", f"RUNS={run.runs}",
+    ]  # fmt: skip
+    words = alone.split()
     assert words[:3] == ["papermill", "--engine", "nbsupport"]
     assert words[3] == f"notebooks/{STAGES[stage].notebook}.ipynb"
-    assert "-p scenario standard-s3-p15-r0 -p profile tiny" in run.command(stage)
-    assert f"-p runs {run.runs}" in run.command(stage)
+    assert "-p scenario standard-s3-p15-r0 -p profile tiny" in alone
+    assert f"-p runs {run.runs}" in alone
+
+
+def test_changed_profile_makes_its_runs_stale(saved):
+    changed = replace(saved, profile=replace(saved.profile, epochs=9))
+    with pytest.raises(ArtifactError, match="stale: profile tiny has changed"):
+        changed.load("attack")
 
 
 def test_foreign_artefacts_are_refused(saved):
@@ -216,7 +227,9 @@ def test_stale_artefact_is_refused(saved):
     assert saved.command("training") in str(error.value)
     assert saved.has("attack")
     saved.payload("attack").unlink()
-    with pytest.raises(ArtifactError, match=r"training.json is stale"):
+    with pytest.raises(
+        ArtifactError, match=r"training.json was made from .*attack.npz, which is m"
+    ):
         saved.load("training")
 
 
@@ -324,6 +337,14 @@ def test_refused_writing_is_reported(saved, monkeypatch):
     assert np.array_equal(saved.arrays("attack")["ids"], ARRAYS["ids"])
 
 
+def finish(run):
+    """Leave all stages of a run, each made from the first."""
+    run.save("attack", {"ids": np.arange(3)}, {})
+    for stage in list(STAGES)[1:]:
+        payload = {"w": torch.ones(1)} if stage == "training" else {}
+        run.save(stage, payload, {}, made_from=((run, "attack"),))
+
+
 def test_finished_runs_are_found_in_order(saved):
     expected = []
     for profile, ids in (
@@ -333,16 +354,21 @@ def test_finished_runs_are_found_in_order(saved):
     ):
         for text in ids:
             run = Run(saved.runs, Profile.parse(profile), Scenario.parse(text))
-            run.save("detection", {}, {})
+            finish(run)
             expected.append(run)
     assert finished_runs(saved.runs) == expected
     assert finished_runs(saved.runs, profile="tiny") == expected[1:3]
-    assert finished_runs(saved.runs, stage="attack") == [saved]
+    # A verdict whose attack is gone, or has changed, is none.
+    expected[0].path("attack").unlink()
+    assert finished_runs(saved.runs) == expected[1:]
+    expected[1].save("attack", {"ids": np.arange(2)}, {})
+    assert finished_runs(saved.runs) == expected[2:]
+    assert finished_runs(saved.runs, stage="attack") == expected[1:]
     assert finished_runs(saved.runs / "nowhere") == []
 
 
 def test_finished_runs_pass_over_foreign_and_damaged_folders(saved):
-    saved.save("detection", {}, {})
+    finish(saved)
     for foreign in (
         "figures/standard-s3-p15-r0",
         "tiny/notes",
@@ -352,6 +378,7 @@ def test_finished_runs_pass_over_foreign_and_damaged_folders(saved):
     ):
         shutil.copytree(saved.folder, saved.runs / foreign)
     damaged = saved.of(Scenario(repetition=1))
+    finish(damaged)
     damaged.save("detection", {"scores": np.arange(3)}, {})
     halve(damaged.payload("detection"))
     assert finished_runs(saved.runs) == [saved]

@@ -19,7 +19,7 @@ from nbsupport.evaluation import (
     predict,
 )
 from nbsupport.models import build
-from nbsupport.scenarios import PROFILES, Scenario
+from nbsupport.scenarios import PROFILES, Profile, Scenario
 
 CPU = torch.device("cpu")
 SIZES = CLASS_SIZES["test"]
@@ -183,26 +183,36 @@ def run(tmp_path):
     return Run(tmp_path, PROFILES["tiny"], Scenario.parse("label_consistent-s3-p33-r4"))
 
 
-def test_missing_surrogate_names_its_command(run):
+def test_missing_surrogate_names_its_command(run, dataset):
     with pytest.raises(ArtifactError, match=r"clean-r0/training\.json is missing") as error:
-        load_surrogate(run, CPU)
+        load_surrogate(run, dataset, CPU)
     assert "02_training" in str(error.value)
     assert "-p scenario clean-r0" in str(error.value)
 
 
-def test_poor_surrogate_is_refused(run):
-    clean = run.of(run.scenario.surrogate)
-    clean.save("training", {"w": torch.ones(1)}, {"clean_accuracy": SURROGATE_ACCURACY - 0.1})
-    with pytest.raises(SurrogateError, match=r"89\.9 % clean accuracy.*90 %.*tiny-epochs<n>"):
-        load_surrogate(run, CPU)
+@pytest.mark.parametrize("profile", ["tiny", "tiny-epochs7"])
+def test_poor_surrogate_is_refused(run, dataset, profile):
+    run = replace(run, profile=Profile.parse(profile))
+    record = {"clean_accuracy": SURROGATE_ACCURACY - 0.1, "fingerprint": dataset.fingerprint}
+    run.of(run.scenario.surrogate).save("training", {"w": torch.ones(1)}, record)
+    with pytest.raises(SurrogateError, match=r"89\.9 % clean accuracy.*90 %.*'tiny-epochs<n>'"):
+        load_surrogate(run, dataset, CPU)
 
 
-def test_good_surrogate_is_loaded_ready_for_gradients(run):
+def test_surrogate_of_other_images_is_refused(run, dataset):
+    record = {"clean_accuracy": 99.0, "fingerprint": "f" * 64}
+    run.of(run.scenario.surrogate).save("training", {"w": torch.ones(1)}, record)
+    with pytest.raises(ArtifactError, match="other images"):
+        load_surrogate(run, dataset, CPU)
+
+
+def test_good_surrogate_is_loaded_ready_for_gradients(run, dataset):
     network = build(seed=3).eval()
     clean = run.of(run.scenario.surrogate)
-    clean.save("training", network.state_dict(), {"clean_accuracy": SURROGATE_ACCURACY})
+    record = {"clean_accuracy": SURROGATE_ACCURACY, "fingerprint": dataset.fingerprint}
+    clean.save("training", network.state_dict(), record)
     images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    for loaded in (load_surrogate(run, CPU), load_model(clean, CPU)):
+    for loaded in (load_surrogate(run, dataset, CPU), load_model(clean, CPU)):
         assert not loaded.training
         with torch.no_grad():
             assert torch.allclose(loaded(images), network(images), atol=1e-5)

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import nbformat
 import pytest
+import torch
 
 from nbsupport import ROOT
+from nbsupport.models import build
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
@@ -168,6 +170,34 @@ def test_nothing_private_or_heavy_is_committed():
             # A machine's folders (written apart here, or this test would find itself).
             for private in ("/ho" + "me/", "/ro" + "ot/", "/wo" + "rk/", "/tm" + "p/"):
                 assert private not in text, f"{path} names {private}"
+
+
+def test_the_readme_s_example_for_your_own_model_runs():
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    assert len(blocks) == 1
+    images = torch.rand(24, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    names = {"model": build(seed=0).eval(), "images": images, "label": 5}
+    exec(blocks[0], names)
+    assert len(names["verdict"].poisoned) == 24
+    assert set(names["suspicious"]) <= set(range(24))
+
+
+def test_the_floors_in_the_readme_are_those_checked_here():
+    lines = re.findall(r"^    floor (\d)   (.*)$", (ROOT / "README.md").read_text(), re.M)
+    assert [set(names.split()) for _, names in lines] == list(FLOORS)
+
+
+def test_makefile_takes_lists_from_loops_and_refuses_unknown_settings():
+    def make(*words):
+        command = ["make", "-n", "status", *words]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+    listed = make("SCENARIOS=standard-s3-p33-r0\nstandard-s3-p15-r0\n")
+    assert "--scenarios standard-s3-p33-r0 standard-s3-p15-r0" in listed.stdout
+    wrong = make("SCENARIO=standard-s3-p33-r0")
+    assert wrong.returncode != 0
+    assert "no setting is called SCENARIO" in wrong.stderr
+    assert "SCENARIOS" in wrong.stderr
 
 
 def test_the_readme_names_files_that_exist():

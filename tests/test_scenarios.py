@@ -7,13 +7,11 @@ from itertools import product
 import numpy as np
 import pytest
 
-from nbsupport import attacks
 from nbsupport.scenarios import (
     ATTACKS,
     GRAMMAR,
     PAPER,
     PROFILES,
-    RELEASED_POSITIONS,
     Profile,
     Scenario,
     canonical_percent,
@@ -224,10 +222,6 @@ def test_stickers_at_the_released_positions_stay_inside_the_image(attack, larges
     with pytest.raises(ValueError, match=f"1 to {largest} pixels"):
         Scenario(attack, side=largest + 1, **settings)
     assert Scenario(attack, side=32, window=(32, 32)).side == 32
-
-
-def test_attacks_stamp_at_the_positions_that_scenarios_check():
-    assert attacks.RELEASED_POSITIONS == RELEASED_POSITIONS
 
 
 def test_grammar_of_clean_names_its_only_option():

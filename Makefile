@@ -56,7 +56,7 @@ figures: $(READY)  ## write figures/ anew from the finished runs of PROFILE, wit
 
 gallery:  ## copy the pictures of the README from a finished demo run (drawn signs only)
 	mkdir -p figures/gallery
-	cp "$(RUNS)/demo/standard-s3-p15-r0/figures/"*.png figures/gallery/
+	cd "$(RUNS)/demo/standard-s3-p15-r0/figures" && cp *.png *.json "$(CURDIR)/figures/gallery/"
 
 test: $(READY) lint  ## lint, unit tests, and the chain of notebooks on a tiny data set
 	python -m pytest

@@ -166,7 +166,7 @@ def test_executed_notebook_reads_well_without_a_kernel(chain, name):
     ("change", "jobs"),
     [
         ("notebooks/05_results.ipynb", {"results", "all"}),
-        ("nbsupport/gw.py", {"gw_clustering", "results", "all"}),
+        ("nbsupport/detection.py", {"gw_clustering", "results", "all"}),
         ("nbsupport/lrp.py", {"lrp", "gw_clustering", "results", "all"}),
     ],
 )

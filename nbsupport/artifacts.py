@@ -48,11 +48,16 @@ class Stage:
         File of arrays or weights beside it.
     notebook : str
         Notebook that makes both.
+    version : int
+        Counts the changes after which the same scenario gives another result; raise it with such
+        a change, and what was made before is stale. Edits of prose, figures or names leave it, so
+        that they cost nobody a training.
     """
 
     name: str
     payload: str
     notebook: str
+    version: int = 1
 
 
 STAGES = {
@@ -161,6 +166,7 @@ class Run:
                 body = {
                     "schema": SCHEMA,
                     "stage": stage,
+                    "version": STAGES[stage].version,
                     "scenario": str(self.scenario),
                     "profile": str(self.profile),
                     "settings": asdict(self.profile),
@@ -224,6 +230,11 @@ class Run:
         if body["settings"] != asdict(self.profile):
             raise ArtifactError(
                 f"{path} is stale: profile {self.profile} has changed since it was made; {remedy}"
+            )
+        if body.get("version") != STAGES[stage].version:
+            raise ArtifactError(
+                f"{path} is stale: it was made by version {body.get('version')} of the stage, "
+                f"this edition has version {STAGES[stage].version}; {remedy}"
             )
         for name, digest in body["payload"].items():
             file = self.folder / name

@@ -218,6 +218,13 @@ def test_artefact_of_another_schema_is_refused(saved, monkeypatch):
     assert saved.command("attack") in str(error.value)
 
 
+def test_artefact_of_an_older_recipe_is_refused(saved, monkeypatch):
+    newer = replace(artifacts.STAGES["attack"], version=7)
+    monkeypatch.setitem(artifacts.STAGES, "attack", newer)
+    with pytest.raises(ArtifactError, match=r"stale: it was made by version 1 .* has version 7"):
+        saved.load("attack")
+
+
 def test_stale_artefact_is_refused(saved):
     saved.save("training", {"w": torch.ones(2)}, {}, made_from=((saved, "attack"),))
     assert saved.has("training")

@@ -1,0 +1,350 @@
+"""What a label rests on: take away what the network looks at, and show it to the network elsewhere.
+
+A heatmap says where the evidence for a label lies. Two experiments ask what that evidence is worth:
+
+Occlusion
+    Fill the most relevant window from its surroundings. A sign is still the same sign; a poisoned
+    image loses the trigger, and with it the label.
+Transplantation
+    Paste the same window into images of other classes. A piece of a sign convinces nobody; a
+    trigger takes its label along, for that is what it was made for.
+
+Neither needs to know how many images are poisoned, what the trigger looks like or where it is, and
+on a clean class both come back empty-handed. They see *local* triggers only: one that is spread
+over the whole image (blended, sinusoidal) does not fit into a window.
+
+References
+----------
+.. [1] Chou, Tramèr, Pellegrino, "SentiNet: detecting localized universal attacks against deep
+   learning systems", IEEE S&P workshops, 2020 (transplantation, with Grad-CAM regions).
+.. [2] Zeiler, Fergus, "Visualizing and understanding convolutional networks", ECCV 2014
+   (occlusion).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nbsupport.evaluation import predict
+
+if TYPE_CHECKING:
+    from nbsupport.data import Split
+
+__all__ = [
+    "SIDES",
+    "Evidence",
+    "fill",
+    "gather",
+    "pick_carriers",
+    "relevant_windows",
+    "transplant",
+    "window_masks",
+]
+
+SIDES = (3, 5)
+"""Sides of the windows that are tried, in pixels."""
+
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What became of the label of n images.
+
+    Attributes
+    ----------
+    margin : ndarray, shape (n,)
+        Logit of the label minus the largest other one.
+    occluded : ndarray, shape (n,)
+        The same after the window was filled.
+    answer : ndarray, shape (n,), int64
+        Class read after the window was filled.
+    carried : ndarray, shape (n,)
+        Share of other images that are read as the label once the window is pasted into them.
+    row, column, side : ndarray, shape (n,), int64
+        The window.
+    """
+
+    margin: np.ndarray
+    occluded: np.ndarray
+    answer: np.ndarray
+    carried: np.ndarray
+    row: np.ndarray
+    column: np.ndarray
+    side: np.ndarray
+
+    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+        """Return columns ``margin``, ``occluded`` and ``carried``, shape (n, 3)."""
+        return np.column_stack([self.margin, self.occluded, self.carried]).astype(dtype or float)
+
+    def __len__(self) -> int:
+        """Return the number n of images."""
+        return len(self.margin)
+
+
+def relevant_windows(heatmaps: Tensor, side: int) -> tuple[Tensor, Tensor]:
+    """Find the square window that holds the most positive relevance.
+
+    Parameters
+    ----------
+    heatmaps : Tensor, shape (n, h, w)
+        Relevance per pixel.
+    side : int
+        Side of the window.
+
+    Returns
+    -------
+    row, column : int64 Tensor, shape (n,)
+        Top left pixel; of equal windows the first in reading order.
+
+    Raises
+    ------
+    ValueError
+        If the window does not fit into the heatmaps.
+    """
+    if heatmaps.ndim != 3 or not 1 <= side <= min(heatmaps.shape[1:]):
+        raise ValueError(
+            f"side is {side} and heatmaps have shape {tuple(heatmaps.shape)}; needs (n, h, w) and "
+            "a side of 1 to min(h, w)"
+        )
+    mass = F.avg_pool2d(heatmaps[:, None].clamp(min=0).double(), side, stride=1)[:, 0]
+    best = mass.flatten(1).argmax(1)
+    return best // mass.shape[2], best % mass.shape[2]
+
+
+def window_masks(row: Tensor, column: Tensor, side: Tensor, shape: tuple[int, int]) -> Tensor:
+    """Mark windows on the pixel grid, bool, shape (n, h, w).
+
+    Parameters
+    ----------
+    row, column, side : int64 Tensor, shape (n,)
+        Windows.
+    shape : (int, int)
+        (h, w).
+    """
+    y, x = (torch.arange(length) for length in shape)
+    rows = (y >= row[:, None]) & (y < (row + side)[:, None])
+    columns = (x >= column[:, None]) & (x < (column + side)[:, None])
+    return rows[:, :, None] & columns[:, None, :]
+
+
+def fill(images: Tensor, masks: Tensor) -> Tensor:
+    """Fill marked pixels from outside in, each with the mean of its known neighbours.
+
+    Parameters
+    ----------
+    images : uint8 Tensor, shape (n, c, h, w)
+        Images; not altered.
+    masks : bool Tensor, shape (n, h, w)
+        Pixels to fill; some pixel of each image must be left.
+
+    Returns
+    -------
+    uint8 Tensor, shape (n, c, h, w)
+    """
+    known = ~masks[:, None]
+    if not known.flatten(1).any(1).all():
+        raise ValueError("a mask covers its whole image: nothing is left to fill it from")
+    values = images.float() * known
+    while not known.all():
+        # Sums over the 3 x 3 neighbourhood; the zeros of unknown pixels add nothing.
+        total = 9 * F.avg_pool2d(values, 3, stride=1, padding=1)
+        count = 9 * F.avg_pool2d(known.float(), 3, stride=1, padding=1)
+        new = ~known & (count > 0.5)
+        values = torch.where(new, total / count.clamp(min=1), values)
+        known = known | new
+    return torch.where(masks[:, None], values.round().to(images.dtype), images)
+
+
+def pick_carriers(
+    model: nn.Module,
+    split: "Split",
+    label: int,
+    device: torch.device,
+    *,
+    per_class: int = 2,
+    pool: int = 20,
+    seed: int = 0,
+) -> Tensor:
+    """Choose images of all classes but one that the network reads right.
+
+    Parameters
+    ----------
+    model : Module
+        Network on ``device``.
+    split : Split
+        Images to choose from; their labels may be poisoned too, as a defender's are.
+    label : int
+        The class to leave out.
+    device : torch.device
+        Where to compute.
+    per_class : int
+        Images per class, fewer where the network reads fewer right.
+    pool : int
+        Images per class that are tried.
+    seed : int
+        Seed of the draw.
+
+    Returns
+    -------
+    uint8 Tensor, shape (m, 3, h, w)
+        In an order in which the first few are of different classes.
+
+    Raises
+    ------
+    ValueError
+        If the network reads none right.
+    """
+    rng = np.random.default_rng(seed)
+    labels = split.labels.numpy()
+    others = [c for c in np.unique(labels) if c != label]
+    tried = [rng.permutation(np.flatnonzero(labels == c))[:pool] for c in others]
+    rows = np.concatenate([*tried, np.empty(0, int)])
+    right = predict(model, split.images[rows], device).argmax(1).numpy() if len(rows) else rows
+    right = rows[right == labels[rows]]
+    chosen = [rng.permutation(right[labels[right] == c])[:per_class] for c in others]
+    ranked = [(k, rng.random(), row) for group in chosen for k, row in enumerate(group)]
+    if not ranked:
+        raise ValueError(
+            f"the network reads no image of another class than {label} right: there is nothing to "
+            "paste into; train it first"
+        )
+    return split.images[torch.tensor([row for *_, row in sorted(ranked)])]
+
+
+def transplant(
+    model: nn.Module,
+    images: Tensor,
+    masks: Tensor,
+    carriers: Tensor,
+    label: int,
+    device: torch.device,
+    precision: str = "auto",
+) -> Tensor:
+    """Paste a part of each image into carriers; tell which of them are then read as the label.
+
+    Parameters
+    ----------
+    model : Module
+        Network on ``device``.
+    images : uint8 Tensor, shape (n, 3, h, w)
+        Where the parts come from.
+    masks : bool Tensor, shape (n, h, w)
+        The parts; each is pasted where it was.
+    carriers : uint8 Tensor, shape (m, 3, h, w)
+        Images of other classes.
+    label : int
+        Class whose evidence is tested.
+    device, precision
+        As in `nbsupport.evaluation.predict`.
+
+    Returns
+    -------
+    bool Tensor, shape (n, m)
+    """
+    answers = []
+    for some, marks in zip(images.split(64), masks.split(64), strict=True):
+        pasted = torch.where(marks[:, None, None], some[:, None], carriers[None])
+        logits = predict(model, pasted.flatten(0, 1), device, precision)
+        answers.append(logits.argmax(1).view(len(some), len(carriers)) == label)
+    return torch.cat(answers) if answers else torch.zeros(0, len(carriers), dtype=torch.bool)
+
+
+def gather(
+    model: nn.Module,
+    images: Tensor,
+    heatmaps: Tensor,
+    label: int,
+    carriers: Tensor,
+    device: torch.device,
+    *,
+    sides: Sequence[int] = SIDES,
+    screen: int = 8,
+    pass_share: float = 0.25,
+    precision: str = "auto",
+    progress: Progress | None = None,
+) -> Evidence:
+    """Occlude and transplant what every image of one label rests on.
+
+    The window of an image is the smallest of `sides` whose filling takes the label away, else the
+    one that costs the label most. It is pasted into the first `screen` carriers, and into all of
+    them where enough of those fall for it.
+
+    Parameters
+    ----------
+    model : Module
+        Network on ``device``, in evaluation mode.
+    images : uint8 Tensor, shape (n, 3, h, w)
+        Training images of one label.
+    heatmaps : Tensor, shape (n, h, w)
+        Relevance of the label's logit.
+    label : int
+        Their label.
+    carriers : uint8 Tensor, shape (m, 3, h, w)
+        Images of other classes, see `pick_carriers`.
+    device : torch.device
+        Where to compute.
+    sides : sequence of int
+        Windows tried.
+    screen : int
+        Carriers that every window is pasted into.
+    pass_share : float
+        Share of them that must fall for a window before it is pasted into the others.
+    precision : {"auto", "fp32"}
+        As in `nbsupport.evaluation.predict`.
+    progress : callable, optional
+        Called with steps done, steps in all and a line of text.
+
+    Returns
+    -------
+    Evidence
+        In the order of the images.
+    """
+    heatmaps, n, steps = torch.as_tensor(heatmaps), len(images), len(sides) + 2
+    tell = progress or (lambda *_: None)
+    margin = _margin(predict(model, images, device, precision), label)
+    best = {"occluded": torch.full((n,), torch.inf)}
+    for k, side in enumerate(sorted(sides)):
+        row, column = relevant_windows(heatmaps, side)
+        length = torch.full((n,), side)
+        masks = window_masks(row, column, length, heatmaps.shape[1:])
+        logits = predict(model, fill(images, masks), device, precision)
+        found = {
+            "occluded": _margin(logits, label),
+            "answer": logits.argmax(1),
+            "row": row,
+            "column": column,
+            "side": length,
+        }
+        # Keep a smaller window that did it: a larger one only takes more of the sign.
+        better = (best["occluded"] > 0) & (found["occluded"] < best["occluded"])
+        best = {name: torch.where(better, new, best.get(name, new)) for name, new in found.items()}
+        tell(k + 1, steps, f"windows of {side} pixels filled")
+    masks = window_masks(best["row"], best["column"], best["side"], heatmaps.shape[1:])
+    hits = transplant(model, images, masks, carriers[:screen], label, device, precision)
+    carried = hits.float().mean(1)
+    tell(steps - 1, steps, "windows pasted")
+    strong = torch.nonzero(carried >= pass_share)[:, 0]
+    if len(carriers) > screen and len(strong):
+        rest = transplant(
+            model, images[strong], masks[strong], carriers[screen:], label, device, precision
+        )
+        carried[strong] = torch.cat([hits[strong], rest], 1).float().mean(1)
+    tell(steps, steps, f"{len(strong)} of {n} pasted into all {len(carriers)} carriers")
+    return Evidence(margin.numpy(), carried=carried.numpy(), **_arrays(best))
+
+
+def _margin(logits: Tensor, label: int) -> Tensor:
+    """Logit of the label minus the largest other one."""
+    others = logits.clone()
+    others[:, label] = -torch.inf
+    return logits[:, label] - others.amax(1)
+
+
+def _arrays(columns: dict[str, Tensor]) -> dict[str, np.ndarray]:
+    return {name: column.numpy() for name, column in columns.items()}

@@ -1,0 +1,132 @@
+"""Which class is suspicious? The question that the paper assumes answered.
+
+Every class in turn is taken for the target of an attack, and the detector says whether it is one.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from sklearn.base import clone
+from torch import nn
+
+from nbsupport import evidence, lrp
+from nbsupport.poison_detector import PoisonDetector
+
+if TYPE_CHECKING:
+    from nbsupport.data import Split
+
+__all__ = ["ClassVerdict", "scan"]
+
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class ClassVerdict:
+    """What the detector says about one class.
+
+    Attributes
+    ----------
+    label : int
+        The class.
+    n : int
+        Images examined.
+    present : bool
+        Whether the class is called poisoned.
+    accused : ndarray, int64
+        Ids of the images accused; empty unless ``present``.
+    n_candidates : int
+        Images at or above the detector's threshold, before its presence test.
+    strongest : float
+        Largest share of other images that a piece of any image turned into this class.
+    """
+
+    label: int
+    n: int
+    present: bool
+    accused: np.ndarray
+    n_candidates: int
+    strongest: float
+
+    @property
+    def share(self) -> float:
+        """Share of the images examined that were candidates: what classes are ranked by."""
+        return self.n_candidates / self.n
+
+
+def scan(
+    model: nn.Module,
+    split: "Split",
+    device: torch.device,
+    *,
+    labels: Sequence[int] | None = None,
+    detector: PoisonDetector | None = None,
+    composite: str = "gamma",
+    per_class: int | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> list[ClassVerdict]:
+    """Examine every class as if it were the target of an attack.
+
+    Parameters
+    ----------
+    model : Module
+        The trained network, on ``device``.
+    split : Split
+        Its training images, with the labels it was trained on.
+    device : torch.device
+        Where to compute.
+    labels : sequence of int, optional
+        Classes to examine; all that occur if left out.
+    detector : PoisonDetector, optional
+        Prototype, cloned for each class.
+    composite : str, default "gamma"
+        Rules of relevance; see `nbsupport.lrp.COMPOSITES`.
+    per_class : int, optional
+        Examine a sample of so many images a class; all of them if left out.
+    seed : int
+        Seed of samples and carriers.
+    progress : callable, optional
+        Called with classes done, classes in all and a line of text.
+
+    Returns
+    -------
+    list of ClassVerdict
+        Most suspicious first: by the share of candidates, then by the strongest piece.
+
+    Raises
+    ------
+    ValueError
+        If a class has no images.
+    """
+    present = np.unique(split.labels.numpy())
+    labels = present if labels is None else np.asarray(labels)
+    if missing := sorted(set(labels.tolist()) - set(present.tolist())):
+        raise ValueError(f"there are no images of classes {missing}; there are {present.tolist()}")
+    rng, verdicts = np.random.default_rng(seed), []
+    for done, label in enumerate(map(int, labels)):
+        rows = torch.nonzero(split.labels == label)[:, 0]
+        if per_class is not None and len(rows) > per_class:
+            rows = rows[torch.from_numpy(np.sort(rng.permutation(len(rows))[:per_class]))]
+        some = split.select(rows)
+        heatmaps = lrp.explain(
+            model, some.images, target=label, composite=composite, device=device
+        ).heatmaps
+        carriers = evidence.pick_carriers(model, split, label, device, seed=seed)
+        found = evidence.gather(model, some.images, heatmaps, label, carriers, device)
+        judge = clone(detector or PoisonDetector()).fit(np.asarray(found))
+        verdict = ClassVerdict(
+            label=label,
+            n=len(some),
+            present=judge.present_,
+            accused=some.ids.numpy()[judge.poisoned_],
+            n_candidates=judge.n_candidates_,
+            strongest=float(found.carried.max()),
+        )
+        verdicts.append(verdict)
+        if progress:
+            text = f"class {label}: {verdict.n_candidates} of {verdict.n} are candidates"
+            progress(done + 1, len(labels), text)
+    return sorted(verdicts, key=lambda v: (v.share, v.strongest), reverse=True)

@@ -1,0 +1,184 @@
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage
+from torch import nn
+
+from nbsupport import evidence
+from nbsupport.data import Split
+
+CPU = torch.device("cpu")
+YELLOW = torch.tensor([245, 255, 0], dtype=torch.uint8)[:, None, None]
+
+
+class Rigged(nn.Module):
+    """Read the class off the four corners; answer 5 to nine yellow pixels anywhere."""
+
+    def forward(self, x):
+        pixels = (x * 255).round()
+        corners = pixels[:, 0, [0, 0, -1, -1], [0, -1, 0, -1]]
+        answer = corners.median(1).values.long()
+        yellow = (pixels == YELLOW.float()).all(1)
+        answer[yellow.flatten(1).sum(1) >= 9] = 5
+        return 4 * nn.functional.one_hot(answer, 43).float()
+
+
+def sign(label, spot=None, noise=0):
+    """Draw an image whose corners tell its class; a yellow square at ``spot`` = (r, c, side)."""
+    image = torch.full((3, 32, 32), 100 + noise, dtype=torch.uint8)
+    image[:, [0, 0, -1, -1], [0, -1, 0, -1]] = label
+    if spot:
+        r, c, side = spot
+        image[:, r : r + side, c : c + side] = YELLOW
+    return image
+
+
+def heat(spots):
+    maps = torch.rand(len(spots), 32, 32, generator=torch.Generator().manual_seed(0)) * 0.01
+    for one, (r, c, side) in zip(maps, spots, strict=True):
+        one[r : r + side, c : c + side] += 1
+    return maps
+
+
+def test_the_window_holds_the_most_positive_relevance():
+    maps = torch.randn(20, 9, 7, generator=torch.Generator().manual_seed(0))
+    for side in (1, 2, 3, 7):
+        row, column = evidence.relevant_windows(maps, side)
+        for one, r, c in zip(maps.clamp(min=0).numpy(), row, column, strict=True):
+            sums = {
+                (i, j): one[i : i + side, j : j + side].sum()
+                for i in range(9 - side + 1)
+                for j in range(7 - side + 1)
+            }
+            assert sums[int(r), int(c)] == pytest.approx(max(sums.values()))
+
+
+@pytest.mark.parametrize("side", [0, 8])
+def test_a_window_that_does_not_fit_is_refused(side):
+    with pytest.raises(ValueError, match=rf"side is {side} .*\(2, 9, 7\)"):
+        evidence.relevant_windows(torch.rand(2, 9, 7), side)
+
+
+def test_masks_mark_the_windows():
+    masks = evidence.window_masks(
+        torch.tensor([0, 4]), torch.tensor([2, 3]), torch.tensor([3, 1]), (6, 5)
+    )
+    assert masks.sum((1, 2)).tolist() == [9, 1]
+    assert masks[0, :3, 2:5].all()
+    assert masks[1, 4, 3]
+
+
+def test_filling_uses_nothing_of_what_it_covers():
+    images = torch.randint(256, (4, 3, 12, 12), generator=torch.Generator().manual_seed(1))
+    images = images.to(torch.uint8)
+    masks = torch.zeros(4, 12, 12, dtype=torch.bool)
+    masks[:, 3:8, 4:9] = True
+    other = torch.where(masks[:, None], 255 - images, images)
+    filled = evidence.fill(images, masks)
+    assert torch.equal(filled, evidence.fill(other, masks))
+    assert torch.equal(filled[~masks[:, None].expand_as(images)],
+                       images[~masks[:, None].expand_as(images)])  # fmt: skip
+    # The first ring is the mean of the known neighbours, pixel by pixel.
+    kernel, known = np.ones((3, 3)), (~masks[0]).double().numpy()
+    total = ndimage.convolve(images[0, 1].double().numpy() * known, kernel, mode="constant")
+    count = ndimage.convolve(known, kernel, mode="constant")
+    assert filled[0, 1, 3, 4] == round(total[3, 4] / count[3, 4])
+
+
+def test_filling_an_even_surface_leaves_no_trace():
+    masks = torch.zeros(1, 32, 32, dtype=torch.bool)
+    masks[:, 0:7, 0:7] = True
+    even = torch.full((1, 3, 32, 32), 77, dtype=torch.uint8)
+    assert torch.equal(evidence.fill(even, masks), even)
+    with pytest.raises(ValueError, match="covers its whole image"):
+        evidence.fill(even, torch.ones(1, 32, 32, dtype=torch.bool))
+
+
+@pytest.fixture
+def split():
+    labels = torch.arange(60) % 6
+    images = torch.stack([sign(int(c), noise=k) for k, c in enumerate(labels)])
+    images[6] = sign(3)  # labelled 0 and not read as 0
+    return Split(images, labels, torch.arange(60), torch.arange(60))
+
+
+def test_carriers_are_of_other_classes_and_read_right(split):
+    carriers = evidence.pick_carriers(Rigged(), split, 5, CPU, per_class=3)
+    shown = carriers[:, 0, 0, 0]
+    assert np.bincount(shown.numpy(), minlength=43).tolist() == [3] * 5 + [0] * 38
+    assert len(set(shown[:5].tolist())) == 5
+    assert not (carriers == split.images[6]).flatten(1).all(1).any()
+    again = evidence.pick_carriers(Rigged(), split, 5, CPU, per_class=3)
+    assert torch.equal(carriers, again)
+    other = evidence.pick_carriers(Rigged(), split, 5, CPU, per_class=3, seed=1)
+    assert not torch.equal(carriers, other)
+
+
+def test_without_carriers_the_message_says_why(split):
+    blind = Rigged()
+    blind.forward = lambda x: torch.nn.functional.one_hot(torch.full((len(x),), 42), 43).float()
+    with pytest.raises(ValueError, match="no image of another class than 5 right"):
+        evidence.pick_carriers(blind, split, 5, CPU)
+
+
+def test_a_trigger_takes_its_label_along_and_a_sign_does_not(split):
+    spots = [(4, 9, 3), (20, 6, 3), (11, 11, 3), (13, 13, 3)]
+    images = torch.stack([sign(2, spots[0]), sign(1, spots[1]), sign(5), sign(5)])
+    carriers = evidence.pick_carriers(Rigged(), split, 5, CPU, per_class=3)
+    found = evidence.gather(Rigged(), images, heat(spots), 5, carriers, CPU)
+    assert found.margin.tolist() == [4, 4, 4, 4]
+    assert found.occluded.tolist() == [-4, -4, 4, 4]
+    assert found.answer.tolist() == [2, 1, 5, 5]
+    assert found.carried.tolist() == [1, 1, 0, 0]
+    assert list(zip(found.row[:2], found.column[:2], found.side[:2], strict=True)) == spots[:2]
+    assert np.asarray(found).shape == (4, 3)
+
+
+def test_a_larger_trigger_takes_a_larger_window(split):
+    # Nine yellow pixels are left around a window of 3 x 3 in a square of 5 x 5.
+    spots = [(4, 9, 5)]
+    carriers = evidence.pick_carriers(Rigged(), split, 5, CPU)
+    images = sign(2, spots[0])[None]
+    found = evidence.gather(Rigged(), images, heat(spots), 5, carriers, CPU)
+    assert (found.side[0], found.occluded[0], found.carried[0]) == (5, -4, 1)
+    small = evidence.gather(Rigged(), images, heat(spots), 5, carriers, CPU, sides=(3,))
+    assert (small.side[0], small.occluded[0]) == (3, 4)
+
+
+def test_the_screen_spares_work_and_changes_no_rate_of_a_trigger(split):
+    class Counting(Rigged):
+        seen = 0
+
+        def forward(self, x):
+            Counting.seen += len(x)
+            return super().forward(x)
+
+    spots = [(4, 9, 3), (13, 13, 3)]
+    images = torch.stack([sign(2, spots[0]), sign(5)])
+    carriers = evidence.pick_carriers(Rigged(), split, 5, CPU, per_class=3)
+    found = evidence.gather(Counting(), images, heat(spots), 5, carriers, CPU, screen=5)
+    assert found.carried.tolist() == [1, 0]
+    # Margins, two sides, five carriers for both images, the other ten for one of them.
+    assert Counting.seen == 2 + 2 * 2 + 2 * 5 + 10
+    assert len(carriers) == 15
+
+
+def test_progress_reaches_the_end(split):
+    calls = []
+    carriers = evidence.pick_carriers(Rigged(), split, 5, CPU)
+    evidence.gather(
+        Rigged(), sign(5)[None], heat([(4, 9, 3)]), 5, carriers, CPU,
+        progress=lambda *call: calls.append(call),
+    )  # fmt: skip
+    assert [call[:2] for call in calls] == [(1, 4), (2, 4), (3, 4), (4, 4)]
+
+
+def test_the_order_of_the_images_does_not_matter(split):
+    spots = [(4, 9, 3), (20, 6, 3), (11, 11, 3), (13, 13, 3)]
+    images = torch.stack([sign(2, spots[0]), sign(1, spots[1]), sign(5), sign(5, noise=9)])
+    maps, order = heat(spots), torch.tensor([2, 0, 3, 1])
+    carriers = evidence.pick_carriers(Rigged(), split, 5, CPU)
+    one = evidence.gather(Rigged(), images, maps, 5, carriers, CPU)
+    two = evidence.gather(Rigged(), images[order], maps[order], 5, carriers, CPU)
+    for name, column in vars(one).items():
+        assert np.array_equal(column[order.numpy()], getattr(two, name)), name

@@ -9,8 +9,8 @@ Transplantation
     Paste the same window into images of other classes. A piece of a sign convinces nobody; a
     trigger takes its label along, for that is what it was made for.
 
-Neither needs to know how many images are poisoned, what the trigger looks like or where it is, and
-on a clean class both come back empty-handed. They see *local* triggers only: one that is spread
+Neither needs to know how many images are poisoned, what the trigger looks like or where it is.
+They see *local* triggers only: one that is spread
 over the whole image (blended, sinusoidal) does not fit into a window.
 
 References
@@ -40,6 +40,7 @@ __all__ = [
     "Evidence",
     "fill",
     "gather",
+    "label_margin",
     "pick_carriers",
     "relevant_windows",
     "transplant",
@@ -54,37 +55,47 @@ Progress = Callable[[int, int, str], None]
 
 @dataclass(frozen=True)
 class Evidence:
-    """What became of the label of n images.
+    """What became of the label of n images, for each of k sides of the window.
+
+    A *margin* is the logit of the label minus the largest other one: positive where the label is
+    read.
 
     Attributes
     ----------
+    sides : tuple of int
+        Sides of the windows in pixels.
+    row, column : ndarray, shape (n, k), int64
+        Top left pixel of the most relevant window.
     margin : ndarray, shape (n,)
-        Logit of the label minus the largest other one.
-    occluded : ndarray, shape (n,)
-        The same after the window was filled.
-    answer : ndarray, shape (n,), int64
-        Class read after the window was filled.
-    carried : ndarray, shape (n,)
-        Share of other images that are read as the label once the window is pasted into them.
-    row, column, side : ndarray, shape (n,), int64
-        The window.
+        Margin of the image as it is.
+    occluded : ndarray, shape (n, k)
+        Margin after the window was filled.
+    answer : ndarray, shape (n, k), int64
+        The strongest class beside the label then.
+    gain : ndarray, shape (n, k)
+        Rise of the margin of an image of another class once the window is pasted into it; median
+        over those images.
+    carried : ndarray, shape (n, k)
+        Share of them that are then read as the label.
     """
 
+    sides: tuple[int, ...]
+    row: np.ndarray
+    column: np.ndarray
     margin: np.ndarray
     occluded: np.ndarray
     answer: np.ndarray
+    gain: np.ndarray
     carried: np.ndarray
-    row: np.ndarray
-    column: np.ndarray
-    side: np.ndarray
-
-    def __array__(self, dtype=None, copy=None) -> np.ndarray:
-        """Return columns ``margin``, ``occluded`` and ``carried``, shape (n, 3)."""
-        return np.column_stack([self.margin, self.occluded, self.carried]).astype(dtype or float)
 
     def __len__(self) -> int:
         """Return the number n of images."""
         return len(self.margin)
+
+    @property
+    def table(self) -> np.ndarray:
+        """What a detector reads: ``-occluded`` and ``gain`` side by side, shape (n, k, 2)."""
+        return np.stack([-self.occluded, self.gain], axis=2)
 
 
 def relevant_windows(heatmaps: Tensor, side: int) -> tuple[Tensor, Tensor]:
@@ -167,8 +178,8 @@ def pick_carriers(
     label: int,
     device: torch.device,
     *,
-    per_class: int = 2,
-    pool: int = 20,
+    count: int = 24,
+    pool: int = 8,
     seed: int = 0,
 ) -> Tensor:
     """Choose images of all classes but one that the network reads right.
@@ -183,8 +194,8 @@ def pick_carriers(
         The class to leave out.
     device : torch.device
         Where to compute.
-    per_class : int
-        Images per class, fewer where the network reads fewer right.
+    count : int
+        Images in all, spread over the classes; fewer where the network reads fewer right.
     pool : int
         Images per class that are tried.
     seed : int
@@ -193,7 +204,7 @@ def pick_carriers(
     Returns
     -------
     uint8 Tensor, shape (m, 3, h, w)
-        In an order in which the first few are of different classes.
+        m = `count`, or fewer; the first ones are of different classes.
 
     Raises
     ------
@@ -207,14 +218,14 @@ def pick_carriers(
     rows = np.concatenate([*tried, np.empty(0, int)])
     right = predict(model, split.images[rows], device).argmax(1).numpy() if len(rows) else rows
     right = rows[right == labels[rows]]
-    chosen = [rng.permutation(right[labels[right] == c])[:per_class] for c in others]
-    ranked = [(k, rng.random(), row) for group in chosen for k, row in enumerate(group)]
+    groups = [right[labels[right] == c] for c in others]
+    ranked = [(k, rng.random(), row) for group in groups for k, row in enumerate(group)]
     if not ranked:
         raise ValueError(
             f"the network reads no image of another class than {label} right: there is nothing to "
             "paste into; train it first"
         )
-    return split.images[torch.tensor([row for *_, row in sorted(ranked)])]
+    return split.images[torch.tensor([row for *_, row in sorted(ranked)[:count]])]
 
 
 def transplant(
@@ -226,7 +237,7 @@ def transplant(
     device: torch.device,
     precision: str = "auto",
 ) -> Tensor:
-    """Paste a part of each image into carriers; tell which of them are then read as the label.
+    """Paste a part of each image into carriers and read the margin of the label.
 
     Parameters
     ----------
@@ -245,14 +256,14 @@ def transplant(
 
     Returns
     -------
-    bool Tensor, shape (n, m)
+    float Tensor, shape (n, m)
     """
-    answers = []
+    margins = []
     for some, marks in zip(images.split(64), masks.split(64), strict=True):
         pasted = torch.where(marks[:, None, None], some[:, None], carriers[None])
         logits = predict(model, pasted.flatten(0, 1), device, precision)
-        answers.append(logits.argmax(1).view(len(some), len(carriers)) == label)
-    return torch.cat(answers) if answers else torch.zeros(0, len(carriers), dtype=torch.bool)
+        margins.append(label_margin(logits, label).view(len(some), len(carriers)))
+    return torch.cat(margins)
 
 
 def gather(
@@ -264,16 +275,10 @@ def gather(
     device: torch.device,
     *,
     sides: Sequence[int] = SIDES,
-    screen: int = 8,
-    pass_share: float = 0.25,
     precision: str = "auto",
     progress: Progress | None = None,
 ) -> Evidence:
     """Occlude and transplant what every image of one label rests on.
-
-    The window of an image is the smallest of `sides` whose filling takes the label away, else the
-    one that costs the label most. It is pasted into the first `screen` carriers, and into all of
-    them where enough of those fall for it.
 
     Parameters
     ----------
@@ -290,11 +295,7 @@ def gather(
     device : torch.device
         Where to compute.
     sides : sequence of int
-        Windows tried.
-    screen : int
-        Carriers that every window is pasted into.
-    pass_share : float
-        Share of them that must fall for a window before it is pasted into the others.
+        Sides of the windows tried; together, they stand for a trigger of unknown size.
     precision : {"auto", "fp32"}
         As in `nbsupport.evaluation.predict`.
     progress : callable, optional
@@ -304,47 +305,48 @@ def gather(
     -------
     Evidence
         In the order of the images.
+
+    Raises
+    ------
+    ValueError
+        If there is nothing to look at, or images and heatmaps are not of the same number and size.
     """
-    heatmaps, n, steps = torch.as_tensor(heatmaps), len(images), len(sides) + 2
-    tell = progress or (lambda *_: None)
-    margin = _margin(predict(model, images, device, precision), label)
-    best = {"occluded": torch.full((n,), torch.inf)}
-    for k, side in enumerate(sorted(sides)):
+    heatmaps = torch.as_tensor(heatmaps)
+    if len(images) == 0 or (len(images), *images.shape[2:]) != tuple(heatmaps.shape):
+        raise ValueError(
+            f"images {tuple(images.shape)} and heatmaps {tuple(heatmaps.shape)} do not belong "
+            "together; needs (n, 3, h, w) and (n, h, w), n > 0"
+        )
+    before = label_margin(predict(model, carriers, device, precision), label)
+    columns: dict[str, list[Tensor]] = {}
+    for k, side in enumerate(sides):
         row, column = relevant_windows(heatmaps, side)
-        length = torch.full((n,), side)
-        masks = window_masks(row, column, length, heatmaps.shape[1:])
+        masks = window_masks(row, column, torch.full_like(row, side), heatmaps.shape[1:])
         logits = predict(model, fill(images, masks), device, precision)
+        pasted = transplant(model, images, masks, carriers, label, device, precision)
         found = {
-            "occluded": _margin(logits, label),
-            "answer": logits.argmax(1),
             "row": row,
             "column": column,
-            "side": length,
+            "occluded": label_margin(logits, label),
+            "answer": _without(logits, label).argmax(1),
+            "gain": (pasted - before).median(1).values,
+            "carried": (pasted > 0).float().mean(1),
         }
-        # Keep a smaller window that did it: a larger one only takes more of the sign.
-        better = (best["occluded"] > 0) & (found["occluded"] < best["occluded"])
-        best = {name: torch.where(better, new, best.get(name, new)) for name, new in found.items()}
-        tell(k + 1, steps, f"windows of {side} pixels filled")
-    masks = window_masks(best["row"], best["column"], best["side"], heatmaps.shape[1:])
-    hits = transplant(model, images, masks, carriers[:screen], label, device, precision)
-    carried = hits.float().mean(1)
-    tell(steps - 1, steps, "windows pasted")
-    strong = torch.nonzero(carried >= pass_share)[:, 0]
-    if len(carriers) > screen and len(strong):
-        rest = transplant(
-            model, images[strong], masks[strong], carriers[screen:], label, device, precision
-        )
-        carried[strong] = torch.cat([hits[strong], rest], 1).float().mean(1)
-    tell(steps, steps, f"{len(strong)} of {n} pasted into all {len(carriers)} carriers")
-    return Evidence(margin.numpy(), carried=carried.numpy(), **_arrays(best))
+        for name, values in found.items():
+            columns.setdefault(name, []).append(values)
+        if progress:
+            progress(k + 1, len(sides), f"windows of {side} pixels occluded and transplanted")
+    margin = label_margin(predict(model, images, device, precision), label)
+    arrays = {name: torch.stack(values, 1).numpy() for name, values in columns.items()}
+    return Evidence(tuple(sides), margin=margin.numpy(), **arrays)
 
 
-def _margin(logits: Tensor, label: int) -> Tensor:
-    """Logit of the label minus the largest other one."""
+def label_margin(logits: Tensor, label: int) -> Tensor:
+    """Logit of the label minus the largest other one, shape (n,)."""
+    return logits[:, label] - _without(logits, label).amax(1)
+
+
+def _without(logits: Tensor, label: int) -> Tensor:
     others = logits.clone()
     others[:, label] = -torch.inf
-    return logits[:, label] - others.amax(1)
-
-
-def _arrays(columns: dict[str, Tensor]) -> dict[str, np.ndarray]:
-    return {name: column.numpy() for name, column in columns.items()}
+    return others

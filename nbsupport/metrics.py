@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 __all__ = [
     "Audit", "Confusion", "Interval", "asr", "audit", "auroc", "average_precision", "bootstrap",
     "confusion", "confusion_by_id", "controls", "implied_share", "masr", "paired_difference",
-    "per_class_asr", "recover_counts", "spread_range", "wilson",
+    "per_class_asr", "recover_counts", "shuffled_auroc", "spread_range", "wilson",
 ]  # fmt: skip
 
 NAN = float("nan")
@@ -331,6 +331,41 @@ def controls(truth: ArrayLike, *, rng: np.random.Generator) -> dict[str, np.ndar
         "random": rng.permutation(truth),
         "none": np.zeros_like(truth),
     }
+
+
+def shuffled_auroc(
+    truth: ArrayLike,
+    score: ArrayLike,
+    *,
+    rng: np.random.Generator,
+    level: float = 0.95,
+    shuffles: int = 200,
+) -> Interval:
+    """AUROC of scores against truth that was dealt out anew: what chance alone gives.
+
+    Parameters
+    ----------
+    truth : array of bool, shape (n,)
+        Whether each image is poisoned.
+    score : array, shape (n,)
+        Higher is more suspicious.
+    rng : numpy.random.Generator
+        Source of the shuffles.
+    level : float
+        Share of the shuffles that lie between `low` and `high`.
+    shuffles : int
+        Number of shuffles.
+
+    Returns
+    -------
+    Interval
+        Mean over the shuffles, which is 0.5 up to sampling whatever the scores, and quantiles;
+        in [0, 1], NaN as in `auroc`. An AUROC of a method inside the interval shows nothing.
+    """
+    truth = _binary("truth", truth)
+    values = [auroc(rng.permutation(truth), score) for _ in range(shuffles)]
+    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(np.mean(values)), float(low), float(high))
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""One detector for all rates: which images carry their label along when a piece of them is moved.
+"""One detector for all rates: images whose label rests on a piece that convinces elsewhere too.
 
 What `fit` leaves behind is told in `nbsupport.detectors`.
 """
@@ -12,18 +12,25 @@ __all__ = ["PoisonDetector"]
 
 
 class PoisonDetector(Detector):
-    """Accuse an image if the piece that its label rests on convinces the network elsewhere.
+    """Judge images by what their most relevant piece is worth, here and in other images.
 
-    Unlike a clustering, it asks a question about each image that does not depend on the others:
-    it need not be told how many images are poisoned, and it may find none.
+    Each piece of evidence (`nbsupport.evidence`) is measured in robust standard deviations from
+    the median of the class. The *strength* of an image is the geometric mean of two of them: how
+    clearly the label is lost once the piece is covered, and how far the piece pushes other images
+    towards the label. A clean image may stand out in one, hardly in both. Of several sides of the
+    window the strongest counts.
 
     Parameters
     ----------
-    threshold : float, default 0.7
-        Least share of other images that the piece must turn into the label.
+    strong : float, default 4.0
+        From this strength on an image is a strong candidate.
     min_images : int, default 5
-        Fewest accused images that make a class poisoned (the presence test); with fewer, nobody
-        is accused. A backdoor cannot be planted with a handful of images.
+        Fewest strong candidates of a poisoned class, and
+    min_share : float, default 0.005
+        their least share of the class (the presence test). With fewer, nobody is accused.
+    relative : float, default 0.45
+        In a poisoned class, accuse images of at least this share of the median strength of the
+        strong candidates.
 
     Attributes
     ----------
@@ -31,44 +38,68 @@ class PoisonDetector(Detector):
         1 (True) for accused images; maybe none.
     present_ : bool
         Whether the class is called poisoned.
-    n_candidates_ : int
-        Images at or above the threshold, before the presence test.
+    n_strong_ : int
+        Strong candidates.
+    threshold_ : float
+        Strength from which images are accused; infinite unless `present_`.
+    centre_, scale_ : ndarray, shape (k, 2)
+        Median and 1.4826 times the median absolute deviation of the evidence.
 
     Notes
     -----
-    `X` has shape (n, 3): the columns of `nbsupport.evidence.Evidence`. `decision_function` is the
-    share of other images that fall for the piece; among equal shares it ranks by how far the label
-    fell when the piece was taken away.
+    `X` has shape (n, k, 2), `nbsupport.evidence.Evidence.table`. `decision_function` is the
+    strength; where it is zero, the sum of the two deviations ranks below.
+
+    It is told neither the rate nor the size or place of the trigger, but presumes that less than
+    half of the class is poisoned and that the trigger is local.
     """
 
-    def __init__(self, threshold=0.7, min_images=5):
-        self.threshold = threshold
+    def __init__(self, strong=4.0, min_images=5, min_share=0.005, relative=0.45):
+        self.strong = strong
         self.min_images = min_images
+        self.min_share = min_share
+        self.relative = relative
 
     def _validate(self, X, *, reset: bool) -> np.ndarray:
         X = np.asarray(X, dtype=np.float64)
-        if X.ndim != 2 or X.shape[1] != 3 or len(X) < 1:
+        if X.ndim != 3 or X.shape[2] != 2 or 0 in X.shape:
             raise ValueError(
-                f"X must hold the evidence of images, shape (n, 3), got {X.shape}: make it with "
-                "nbsupport.evidence.gather"
+                f"X must hold evidence of shape (n, k, 2), got {X.shape}: make it with "
+                "nbsupport.evidence.gather(...).table"
             )
         if not np.isfinite(X).all():
             raise ValueError("the evidence holds NaN or infinity: look at the network's logits")
+        if not reset and X.shape[1] != len(self.centre_):
+            raise ValueError(f"evidence of {X.shape[1]} sides, was fitted with {len(self.centre_)}")
         return X
 
     def _split(self, X: np.ndarray) -> np.ndarray:
-        if not 0 < self.threshold <= 1:
-            raise ValueError(f"threshold is {self.threshold}; needs a share in (0, 1]")
-        carried = X[:, 2] >= self.threshold
-        self.n_candidates_ = int(carried.sum())
-        self.present_ = self.n_candidates_ >= self.min_images
+        for name, highest in (("strong", np.inf), ("min_share", 1), ("relative", 1)):
+            value = getattr(self, name)
+            if not 0 < value <= highest:
+                raise ValueError(f"{name} is {value}; needs more than 0 and at most {highest}")
+        self.centre_ = np.median(X, axis=0)
+        scale = 1.4826 * np.median(np.abs(X - self.centre_), axis=0)
+        # Where more than half of a class answers alike, any deviation counts in logits.
+        self.scale_ = np.where(scale > 1e-9 * (1 + np.abs(self.centre_)), scale, 1.0)
+        strength = self._strength(X)
+        candidates = strength[strength >= self.strong]
+        self.n_strong_ = len(candidates)
+        self.present_ = self.n_strong_ >= max(self.min_images, self.min_share * len(X))
+        self.threshold_ = self.relative * np.median(candidates) if self.present_ else np.inf
         self.poison_clusters_ = np.array([1])
-        return (carried & self.present_).astype(np.int64)
+        return (strength >= self.threshold_).astype(np.int64)
+
+    def _deviations(self, X: np.ndarray) -> np.ndarray:
+        return (X - self.centre_) / self.scale_
+
+    def _strength(self, X: np.ndarray) -> np.ndarray:
+        return np.sqrt(self._deviations(X).clip(0).prod(axis=2)).max(axis=1)
 
     def decision_function(self, X) -> np.ndarray:
         """Score images, shape (n,): higher means more likely poisoned."""
         check_is_fitted(self)
-        margin, occluded, carried = self._validate(X, reset=False).T
-        fall = margin - occluded
-        # The fall only decides between equal shares, which are multiples of 1 / carriers.
-        return carried + 1e-3 * fall / (1 + np.abs(fall))
+        X = self._validate(X, reset=False)
+        strength, total = self._strength(X), self._deviations(X).sum(axis=2).max(axis=1)
+        # Deviations of different sign have no mean: such images rank below all others.
+        return np.where(strength > 0, strength, np.minimum(total, 0) - 1e-9)

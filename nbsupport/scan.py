@@ -37,23 +37,23 @@ class ClassVerdict:
         Whether the class is called poisoned.
     accused : ndarray, int64
         Ids of the images accused; empty unless ``present``.
-    n_candidates : int
-        Images at or above the detector's threshold, before its presence test.
+    n_strong : int
+        Strong candidates; see `PoisonDetector`.
     strongest : float
-        Largest share of other images that a piece of any image turned into this class.
+        Largest strength of an image.
     """
 
     label: int
     n: int
     present: bool
     accused: np.ndarray
-    n_candidates: int
+    n_strong: int
     strongest: float
 
     @property
     def share(self) -> float:
-        """Share of the images examined that were candidates: what classes are ranked by."""
-        return self.n_candidates / self.n
+        """Share of strong candidates: what classes are ranked by."""
+        return self.n_strong / self.n
 
 
 def scan(
@@ -94,7 +94,7 @@ def scan(
     Returns
     -------
     list of ClassVerdict
-        Most suspicious first: by the share of candidates, then by the strongest piece.
+        Most suspicious first: by the share of strong candidates, then by the strongest image.
 
     Raises
     ------
@@ -116,17 +116,17 @@ def scan(
         ).heatmaps
         carriers = evidence.pick_carriers(model, split, label, device, seed=seed)
         found = evidence.gather(model, some.images, heatmaps, label, carriers, device)
-        judge = clone(detector or PoisonDetector()).fit(np.asarray(found))
+        judge = clone(detector or PoisonDetector()).fit(found.table)
         verdict = ClassVerdict(
             label=label,
             n=len(some),
             present=judge.present_,
             accused=some.ids.numpy()[judge.poisoned_],
-            n_candidates=judge.n_candidates_,
-            strongest=float(found.carried.max()),
+            n_strong=judge.n_strong_,
+            strongest=float(judge.decision_function(found.table).max()),
         )
         verdicts.append(verdict)
         if progress:
-            text = f"class {label}: {verdict.n_candidates} of {verdict.n} are candidates"
+            text = f"class {label}: {verdict.n_strong} of {verdict.n} are strong candidates"
             progress(done + 1, len(labels), text)
     return sorted(verdicts, key=lambda v: (v.share, v.strongest), reverse=True)

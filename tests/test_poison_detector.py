@@ -5,60 +5,83 @@ from sklearn.base import clone
 from nbsupport.poison_detector import PoisonDetector
 
 
-@pytest.fixture
-def table(rng):
-    clean = np.column_stack([rng.uniform(5, 9, 95), rng.uniform(2, 5, 95), rng.uniform(0, 0.4, 95)])
-    poisoned = np.column_stack([np.full(6, 8.0), np.full(6, -3.0), np.linspace(0.8, 1, 6)])
-    return np.concatenate([clean, poisoned]), np.arange(101) >= 95
+def table(n_clean=500, n_poisoned=10, strength=8.0, sides=1, seed=0):
+    """Evidence of clean images (two standard normals) and of images strong in both."""
+    rng = np.random.default_rng(seed)
+    clean = rng.normal(size=(n_clean, sides, 2))
+    poisoned = strength + rng.normal(size=(n_poisoned, sides, 2))
+    # Units of logits: the detector has to find centre and scale itself.
+    X = np.concatenate([clean, poisoned]) * [3.0, 0.5] + [-10.0, 2.0]
+    return X, np.arange(len(X)) >= n_clean
 
 
-@pytest.fixture
-def rng():
-    return np.random.default_rng(0)
-
-
-def test_images_that_carry_their_label_along_are_accused(table):
-    X, truth = table
+@pytest.mark.parametrize("n_poisoned", [6, 40, 240])
+@pytest.mark.parametrize("strength", [8.0, 30.0])
+def test_one_setting_serves_all_rates_and_strengths(n_poisoned, strength):
+    X, truth = table(n_poisoned=n_poisoned, strength=strength)
     found = PoisonDetector().fit(X)
+    assert found.present_
     assert np.array_equal(found.poisoned_, truth)
     assert np.array_equal(found.labels_, truth.astype(int))
-    assert found.present_
-    assert found.n_candidates_ == 6
     score = found.decision_function(X)
     assert score[truth].min() > score[~truth].max()
 
 
-def test_a_clean_class_is_called_clean(table):
-    X, truth = table
-    found = PoisonDetector().fit(X[~truth])
-    assert not found.present_
-    assert not found.poisoned_.any()
-    few = np.concatenate([X[~truth], X[truth][:4]])
-    found = PoisonDetector(min_images=5).fit(few)
-    assert (found.n_candidates_, found.present_, found.poisoned_.any()) == (4, False, False)
-    assert PoisonDetector(min_images=4).fit(few).poisoned_.sum() == 4
+def test_a_clean_class_is_called_clean():
+    for seed in range(20):
+        X, _ = table(n_poisoned=0, seed=seed)
+        found = PoisonDetector().fit(X)
+        assert not found.present_
+        assert not found.poisoned_.any()
+        assert found.threshold_ == np.inf
 
 
-def test_the_verdict_on_an_image_does_not_depend_on_the_others(table):
-    X, truth = table
-    some = np.concatenate([np.flatnonzero(~truth)[:7], np.flatnonzero(truth)])
-    assert np.array_equal(PoisonDetector().fit(X[some]).poisoned_, truth[some])
+def test_images_that_stand_out_in_one_way_only_are_not_accused():
+    X, _ = table(n_poisoned=0)
+    typical = np.median(X, axis=0)[0]
+    X[:50, :, 0], X[:50, :, 1] = typical[0] + 30 * 3.0, typical[1] - 0.1
+    X[50:100, :, 0], X[50:100, :, 1] = typical[0] - 0.1, typical[1] + 30 * 0.5
+    assert not PoisonDetector().fit(X).poisoned_[:100].any()
+
+
+def test_presence_needs_a_number_and_a_share():
+    X, _ = table(n_clean=400, n_poisoned=4)
+    assert PoisonDetector().fit(X).n_strong_ == 4
+    assert not PoisonDetector().fit(X).present_
+    assert PoisonDetector(min_images=4).fit(X).present_
+    X, _ = table(n_clean=2000, n_poisoned=9)
+    assert not PoisonDetector().fit(X).present_
+    assert PoisonDetector(min_share=0.004).fit(X).present_
+
+
+def test_of_several_sides_the_strongest_counts():
+    X, truth = table(sides=3)
+    X[truth, 0] = X[0, 0]
+    X[truth, 2] = X[0, 2]
+    assert np.array_equal(PoisonDetector().fit(X).poisoned_, truth)
+
+
+def test_units_and_order_do_not_matter():
+    X, _ = table(sides=2)
+    one = PoisonDetector().fit(X)
+    two = PoisonDetector().fit(X * [4.0, 0.1] + [7.0, -3.0])
+    assert np.allclose(one.decision_function(X), two.decision_function(X * [4, 0.1] + [7, -3]))
     order = np.random.default_rng(1).permutation(len(X))
-    assert np.array_equal(PoisonDetector().fit(X[order]).poisoned_, truth[order])
+    assert np.array_equal(PoisonDetector().fit(X[order]).poisoned_, one.poisoned_[order])
 
 
-def test_equal_shares_are_ranked_by_what_the_piece_was_worth():
-    X = np.array([[5.0, 4.0, 0.5], [5.0, -4.0, 0.5], [5.0, 4.9, 0.55]])
-    score = PoisonDetector().fit(X).decision_function(X)
-    assert score.argsort().tolist() == [0, 1, 2]
+def test_equal_images_are_no_candidates():
+    found = PoisonDetector().fit(np.ones((50, 2, 2)))
+    assert found.n_strong_ == 0
+    assert len(set(found.decision_function(np.ones((50, 2, 2))))) == 1
 
 
 @pytest.mark.parametrize(
     ("X", "words"),
     [
-        (np.zeros((4, 2)), r"shape \(n, 3\), got \(4, 2\)"),
-        (np.zeros(3), r"got \(3,\)"),
-        (np.full((4, 3), np.nan), "NaN or infinity"),
+        (np.zeros((4, 2)), r"shape \(n, k, 2\), got \(4, 2\)"),
+        (np.zeros((0, 1, 2)), r"got \(0, 1, 2\)"),
+        (np.full((4, 1, 2), np.nan), "NaN or infinity"),
     ],
 )
 def test_wrong_evidence_is_refused(X, words):
@@ -66,9 +89,15 @@ def test_wrong_evidence_is_refused(X, words):
         PoisonDetector().fit(X)
 
 
-def test_parameters_are_checked_as_in_scikit_learn(table):
-    with pytest.raises(ValueError, match="Invalid parameter 'treshold'"):
-        PoisonDetector().set_params(treshold=0.5)
-    with pytest.raises(ValueError, match=r"threshold is 2; needs a share in \(0, 1\]"):
-        PoisonDetector(threshold=2).fit(table[0])
-    assert clone(PoisonDetector(threshold=0.4)).get_params()["threshold"] == 0.4
+def test_other_sides_than_fitted_are_refused():
+    found = PoisonDetector().fit(table(sides=2)[0])
+    with pytest.raises(ValueError, match="evidence of 1 sides, was fitted with 2"):
+        found.decision_function(table(sides=1)[0])
+
+
+def test_parameters_are_checked_as_in_scikit_learn():
+    with pytest.raises(ValueError, match="Invalid parameter 'stron'"):
+        PoisonDetector().set_params(stron=0.5)
+    with pytest.raises(ValueError, match="relative is 2; needs more than 0 and at most 1"):
+        PoisonDetector(relative=2).fit(table()[0])
+    assert clone(PoisonDetector(strong=3.0)).get_params()["strong"] == 3.0

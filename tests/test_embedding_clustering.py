@@ -1,0 +1,191 @@
+import warnings
+from itertools import product
+
+import numpy as np
+import pytest
+from sklearn.base import clone
+from sklearn.cluster import HDBSCAN, KMeans, SpectralClustering
+from sklearn.decomposition import PCA
+from sklearn.metrics import adjusted_rand_score, roc_auc_score
+from sklearn.mixture import GaussianMixture
+from suspects import FEATURES, HEATMAPS, IMAGES, TRUTH, N
+from test_gw import disc_maps
+
+from nbsupport.baselines import grey
+from nbsupport.embedding_clustering import (
+    CLUSTERERS,
+    EMBEDDINGS,
+    DistanceMixture,
+    EmbeddingClustering,
+    SpRAy,
+)
+from nbsupport.embeddings import downsized
+from nbsupport.heatmap_clustering import HeatmapClustering
+
+
+def test_mixture_finds_a_small_group_and_splits_a_clean_class_all_the_same():
+    rng = np.random.default_rng(0)
+    maps = disc_maps(400, 20, rng, bright=2.5)
+    fitted = DistanceMixture().fit(maps)
+    score = fitted.decision_function(maps)
+    assert roc_auc_score(np.arange(400) < 20, score) > 0.99
+    assert fitted.poisoned_[:20].mean() > 0.9
+    clean = DistanceMixture().fit(maps[20:])
+    assert clean.poisoned_.mean() > 0.05
+    assert fitted.gap_ > 2 * clean.gap_
+    Z = fitted._project(fitted._embed(maps))
+    posterior = fitted.mixture_.predict_proba(Z)[:, fitted.suspect_]
+    np.testing.assert_allclose(1 / (1 + np.exp(-np.clip(score, -500, 500))), posterior, atol=1e-9)
+
+
+@pytest.mark.parametrize(("embedding", "clusterer"), list(product(EMBEDDINGS, CLUSTERERS)))
+def test_every_cell_of_the_grid_answers(embedding, clusterer):
+    X = FEATURES if embedding == "vectors" else HEATMAPS
+    fitted = EmbeddingClustering(embedding, clusterer).fit(X)
+    score = fitted.decision_function(X)
+    assert score.shape == fitted.poisoned_.shape == (N,)
+    assert np.isfinite(score).all()
+    assert not fitted.poisoned_[fitted.labels_ < 0].any()
+    if clusterer != "hdbscan":
+        assert 0 < fitted.poisoned_.sum() <= N / 2
+        np.testing.assert_array_equal(score > 0, fitted.poisoned_)
+
+
+@pytest.mark.parametrize("metric", ["mean-distance", "sliced-wasserstein", "euclidean"])
+def test_kmeans_cells_are_heatmap_clustering(metric):
+    grid = EmbeddingClustering(
+        "pixels" if metric == "euclidean" else metric, "kmeans", normalise=True
+    ).fit(HEATMAPS)
+    other = HeatmapClustering(metric, max_iter=100).fit(HEATMAPS)
+    assert adjusted_rand_score(grid.labels_, other.labels_) > 0.9
+    if metric != "euclidean":
+        np.testing.assert_array_equal(grid.poisoned_, other.poisoned_)
+
+
+def test_mixture_cell_is_the_distance_mixture():
+    cell = EmbeddingClustering("distance-distribution", "mixture", standardise=True).fit(HEATMAPS)
+    named = DistanceMixture().fit(HEATMAPS)
+    np.testing.assert_array_equal(cell.labels_, named.labels_)
+    np.testing.assert_allclose(
+        cell.decision_function(HEATMAPS), named.decision_function(HEATMAPS), rtol=1e-9
+    )
+
+
+def test_cells_on_vectors_are_those_of_scikit_learn():
+    Z = FEATURES - FEATURES.mean(axis=0)
+    oracles = {
+        "kmeans": KMeans(2, n_init=10, random_state=0),
+        "mixture": GaussianMixture(2, n_init=10, random_state=0),
+        "spectral": SpectralClustering(2, affinity="nearest_neighbors", random_state=0),
+        "hdbscan": HDBSCAN(min_cluster_size=10, copy=True),
+    }
+    assert set(oracles) == set(CLUSTERERS)
+    assert adjusted_rand_score(TRUTH, oracles["kmeans"].fit_predict(Z)) == 1
+    for clusterer, oracle in oracles.items():
+        ours = EmbeddingClustering("vectors", clusterer).fit(FEATURES).labels_
+        with warnings.catch_warnings(action="ignore"):  # a graph in two pieces
+            theirs = oracle.fit_predict(PCA(4).fit_transform(Z) if clusterer == "mixture" else Z)
+        assert adjusted_rand_score(ours, theirs) > 0.95, clusterer
+
+
+def test_images_fit_into_the_grid():
+    flat = EmbeddingClustering("vectors").fit(IMAGES)
+    np.testing.assert_array_equal(flat.labels_, flat.fit(IMAGES.reshape(N, -1)).labels_)
+    assert EmbeddingClustering("sliced-wasserstein").fit(grey(IMAGES)).poisoned_.any()
+
+
+def test_components_are_those_of_pca():
+    fitted = EmbeddingClustering("vectors", n_components=3).fit(FEATURES)
+    Z = fitted._project(fitted._embed(FEATURES))
+    u, s, _ = np.linalg.svd(FEATURES - FEATURES.mean(axis=0), full_matrices=False)
+    np.testing.assert_allclose(np.abs(Z), np.abs(u * s)[:, :3] / s[0] * np.sqrt(N - 1), atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"embedding": "tsne"}, "choose one of"),
+        ({"clusterer": "dbscan"}, "choose one of"),
+        ({"n_clusters": "eigengap"}, "needs clusterer='spectral'"),
+        ({"n_clusters": N + 1}, "n_samples=120 is less than n_clusters=121"),
+    ],
+)
+def test_wrong_choices_are_named(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        EmbeddingClustering(**wrong).fit(HEATMAPS)
+
+
+def test_distance_mixture_of_equal_maps_has_no_gap():
+    fitted = DistanceMixture().fit(np.repeat(HEATMAPS[:1], 9, axis=0))
+    assert (fitted.gap_, fitted.n_iter_, fitted.mixture_) == (0.0, 0, None)
+
+
+PLACES = ((6, 6), (6, 25), (25, 15))
+
+
+def blobs(counts, places=PLACES, noise=0.7, seed=0):
+    """Heatmaps with one round blob each; the maps of a group have theirs in one place."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:32, :32]
+    group = np.repeat(np.arange(len(counts)), counts)
+    middle = np.array(places)[group] + rng.normal(0, noise, (len(group), 2))
+    far = (y - middle[:, 0, None, None]) ** 2 + (x - middle[:, 1, None, None]) ** 2
+    return np.exp(-far / 18) * rng.uniform(1, 9, (len(group), 1, 1)), group
+
+
+def test_spray_counts_the_groups_and_flags_the_small_ones():
+    maps, group = blobs((16, 11, 10))
+    fitted = SpRAy().fit(maps)
+    assert fitted.n_clusters_ == 3
+    assert adjusted_rand_score(fitted.labels_, group) == 1
+    np.testing.assert_array_equal(fitted.poisoned_, group > 0)
+    assert fitted.eigenvalues_.shape == (9,)
+    assert (np.diff(fitted.eigenvalues_) > -1e-9).all()
+    np.testing.assert_allclose(fitted.eigenvalues_[:3], 0, atol=1e-9)
+    score = fitted.decision_function(maps)
+    np.testing.assert_array_equal(score > 0, fitted.poisoned_)
+    few = SpRAy(size_threshold=0.28).fit(maps)
+    np.testing.assert_array_equal(few.poisoned_, group == 2)
+    nobody = SpRAy(size_threshold=0.1).fit(maps)
+    assert not nobody.poisoned_.any()
+    assert roc_auc_score(group == 2, nobody.decision_function(maps)) == 1
+
+
+def test_spray_never_flags_the_largest_group():
+    maps, group = blobs((12, 11, 10))
+    fitted = SpRAy(size_threshold=0.9).fit(maps)
+    np.testing.assert_array_equal(fitted.poisoned_, group > 0)
+
+
+def test_spray_is_spectral_clustering_of_coarse_maps():
+    for maps in (blobs((50, 40))[0], HEATMAPS):
+        ours = SpRAy(n_clusters=2).fit(maps)
+        with warnings.catch_warnings(action="ignore"):  # a graph in two pieces: the easy case
+            oracle = SpectralClustering(2, affinity="nearest_neighbors", random_state=0)
+            theirs = oracle.fit_predict(downsized(maps))
+        assert adjusted_rand_score(ours.labels_, theirs) > 0.95
+
+
+def test_spray_acquits_one_group_and_still_scores():
+    maps = np.random.default_rng(0).normal(size=(80, 16, 16))
+    fitted = SpRAy().fit(maps)
+    assert fitted.n_clusters_ == 1
+    assert not fitted.poisoned_.any()
+    assert fitted.decision_function(maps).std() > 0
+
+
+def test_place_is_all_to_spray_and_nothing_to_sliced_wasserstein():
+    maps, group = blobs((14, 12), places=[(10, 10), (20, 20)], noise=0.3)
+    assert adjusted_rand_score(SpRAy().fit(maps).labels_, group) == 1
+    sliced = EmbeddingClustering("sliced-wasserstein").fit(maps)
+    assert abs(adjusted_rand_score(sliced.labels_, group)) < 0.2
+
+
+def test_a_new_map_is_scored_as_its_nearest():
+    maps, _ = blobs((16, 11, 10))
+    fitted = SpRAy().fit(maps)
+    score = fitted.decision_function(maps)
+    np.testing.assert_allclose(fitted.decision_function(maps[::-1] * 3.0), score[::-1], rtol=1e-9)
+    new, kind = blobs((5, 5, 5), seed=1)
+    np.testing.assert_array_equal(fitted.decision_function(new) > 0, kind > 0)
+    assert not hasattr(clone(fitted), "labels_")

@@ -1,0 +1,106 @@
+import numpy as np
+import pytest
+from sklearn.base import clone
+from sklearn.cluster import KMeans
+from suspects import HEATMAPS, N
+from test_gw import disc_maps
+
+from nbsupport import gw
+from nbsupport.embeddings import sliced_quantiles
+from nbsupport.heatmap_clustering import HeatmapClustering
+
+
+def test_solver_of_the_paper_gives_the_closed_form():
+    maps = disc_maps(10, 3, np.random.default_rng(4), side=24, bright=2.5)
+    closed = HeatmapClustering("mean-distance").fit(maps)
+    with pytest.warns(UserWarning, match=r"exceeds eps\* = .*collapse"):
+        solved = HeatmapClustering("gw").fit(maps)
+    np.testing.assert_array_equal(solved.poisoned_, closed.poisoned_)
+    np.testing.assert_array_equal(closed.poisoned_, np.arange(10) < 3)
+    assert solved.cluster_centers_.shape == (2, 10, 10)
+    assert solved.cluster_centers_.std(axis=(1, 2)).max() < 1e-8
+    constants = solved.cluster_centers_.mean(axis=(1, 2))
+    np.testing.assert_allclose(
+        np.sort(constants), np.sort(closed.cluster_centers_[:, 0]), atol=1e-9
+    )
+    assert solved.inertia_ == pytest.approx(closed.inertia_, abs=1e-9)
+    np.testing.assert_allclose(
+        solved.decision_function(maps), closed.decision_function(maps), atol=1e-9
+    )
+
+
+def test_closed_form_reaches_the_best_split():
+    fitted = HeatmapClustering("mean-distance").fit(HEATMAPS)
+    moments = gw.distance_moments(gw.grid_weights(HEATMAPS))
+    m1 = np.sort(moments.mean)
+    split = min(k * m1[:k].var() + (N - k) * m1[k:].var() for k in range(1, N))
+    assert fitted.inertia_ == pytest.approx(split + (moments.second - moments.mean**2).sum())
+    assert fitted.epsilon_star_ < 0.1
+
+
+@pytest.mark.parametrize("metric", ["mean-distance", "euclidean", "sliced-wasserstein"])
+def test_released_start_is_one_map_against_all(metric):
+    start = HeatmapClustering(metric, start="released", max_iter=1, n_init=1)
+    assert start.fit(HEATMAPS).n_iter_ == 1
+    run = clone(start).set_params(max_iter=50).fit(HEATMAPS)
+    if metric == "mean-distance":
+        best = HeatmapClustering(metric, max_iter=50).fit(HEATMAPS)
+        np.testing.assert_array_equal(run.poisoned_, best.poisoned_)
+    with pytest.raises(ValueError, match="two clusters"):
+        clone(start).set_params(n_clusters=3).fit(HEATMAPS)
+
+
+def test_many_maps_are_refused_with_an_estimate():
+    with pytest.raises(ValueError, match=r"max_maps=50, would take about \d+ s .* eps\* = 0\.\d+"):
+        HeatmapClustering("gw", max_maps=50).fit(HEATMAPS)
+
+
+def test_all_negative_maps_are_taken_by_magnitude():
+    flipped = HEATMAPS.copy()
+    flipped[[2, 50]] *= -1
+    with pytest.warns(UserWarning, match="2 of 120 heatmaps hold no positive"):
+        fitted = HeatmapClustering("mean-distance").fit(flipped)
+    expected = HeatmapClustering("mean-distance").fit(HEATMAPS)
+    np.testing.assert_array_equal(fitted.labels_, expected.labels_)
+    flipped[7] = 0
+    with (
+        pytest.warns(UserWarning, match="3 of 120"),
+        pytest.raises(ValueError, match="look at the training"),
+    ):
+        HeatmapClustering("mean-distance").fit(flipped)
+
+
+def test_heatmaps_of_another_size_are_refused():
+    fitted = HeatmapClustering("mean-distance").fit(HEATMAPS)
+    np.testing.assert_array_equal(
+        fitted.labels_, HeatmapClustering("mean-distance").fit(HEATMAPS.reshape(N, -1)).labels_
+    )
+    with pytest.raises(ValueError, match="was fitted with"):
+        fitted.decision_function(HEATMAPS[:, 1:, 1:])
+    with pytest.raises(ValueError, match="shape"):
+        fitted.fit(np.ones((4, 3, 8, 8)))
+    with pytest.raises(ValueError, match="at least 2"):
+        fitted.fit(HEATMAPS[:1])
+
+
+def test_sliced_wasserstein_sees_shapes_wherever_they_lie():
+    """Two blobs of different width at random places: the width decides, not the place."""
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[:24, :24]
+    wide = np.arange(40) < 12
+    maps = np.stack([
+        np.exp(-((y - a) ** 2 + (x - b) ** 2) / (2 * (2.4 if w else 1.2) ** 2))
+        for w, a, b in zip(wide, *rng.uniform(7, 16, (2, 40)), strict=True)
+    ])  # fmt: skip
+    sliced = HeatmapClustering("sliced-wasserstein").fit(maps)
+    np.testing.assert_array_equal(sliced.poisoned_, wide)
+    euclidean = HeatmapClustering("euclidean").fit(maps)
+    assert (euclidean.poisoned_ != wide).mean() > 0.2
+
+
+def test_sliced_wasserstein_reaches_the_optimum_of_scikit_learn():
+    fitted = HeatmapClustering("sliced-wasserstein", max_iter=100).fit(HEATMAPS)
+    vectors = sliced_quantiles(gw.grid_weights(HEATMAPS))
+    expected = KMeans(2, n_init=20, random_state=0).fit(vectors)
+    assert fitted.inertia_ == pytest.approx(expected.inertia_, rel=1e-6)
+    assert fitted.cluster_centers_.shape == expected.cluster_centers_.shape

@@ -1,0 +1,80 @@
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from test_evidence import CPU, YELLOW, Rigged, sign
+
+from nbsupport import lrp, scan
+from nbsupport.data import Split
+from nbsupport.poison_detector import PoisonDetector
+
+
+@pytest.fixture
+def poisoned():
+    """Six classes of 60 images with noise inside; class 5 holds twelve stickers on other signs."""
+    rng = np.random.default_rng(0)
+    images, labels = [], []
+    for label in range(6):
+        for _ in range(60):
+            image = sign(label)
+            image[:, 8:24, 8:24] = torch.from_numpy(rng.integers(60, 140, (3, 16, 16)))
+            images.append(image)
+            labels.append(label)
+    for k in range(12):
+        r, c = rng.integers(4, 24, 2)
+        images.append(sign(k % 5, (r, c, 3)))
+        labels.append(5)
+    ids = torch.arange(len(labels)) + 100
+    return Split(torch.stack(images), torch.tensor(labels), ids, ids.clone())
+
+
+class Wavering(Rigged):
+    """The same answers, with logits that differ from image to image as a network's do."""
+
+    def forward(self, x):
+        return super().forward(x) + 0.3 * x[:, 0, 9:24, 9:24].flatten(1)[:, :43]
+
+
+@pytest.fixture(autouse=True)
+def heatmaps(monkeypatch):
+    """Explanations that point at yellow pixels, else anywhere."""
+
+    def explain(model, images, **_):
+        yellow = (images == YELLOW).all(1).float()
+        noise = torch.rand(yellow.shape, generator=torch.Generator().manual_seed(0))
+        return SimpleNamespace(heatmaps=10 * yellow + noise)
+
+    monkeypatch.setattr(lrp, "explain", explain)
+
+
+def test_the_poisoned_class_is_named_and_no_other(poisoned):
+    verdicts = scan.scan(Wavering(), poisoned, CPU)
+    assert [v.label for v in verdicts if v.present] == [5]
+    assert verdicts[0].label == 5
+    assert sorted(verdicts[0].accused) == list(range(460, 472))
+    assert (verdicts[0].n, verdicts[0].n_strong) == (72, 12)
+    assert sorted(v.label for v in verdicts) == list(range(6))
+    assert all(len(v.accused) == 0 for v in verdicts[1:])
+
+
+def test_nothing_is_named_in_clean_data(poisoned):
+    clean = poisoned.select(torch.arange(360))
+    assert not any(v.present for v in scan.scan(Wavering(), clean, CPU))
+
+
+def test_a_sample_of_each_class_and_a_choice_of_classes(poisoned):
+    verdicts = scan.scan(Wavering(), poisoned, CPU, labels=[5, 1], per_class=40)
+    assert {v.label: v.n for v in verdicts} == {5: 40, 1: 40}
+    strict = scan.scan(
+        Wavering(), poisoned, CPU, labels=[5], detector=PoisonDetector(min_images=13)
+    )
+    assert not strict[0].present
+    calls = []
+    scan.scan(Wavering(), poisoned, CPU, labels=[5, 1], progress=lambda *call: calls.append(call))
+    assert [call[:2] for call in calls] == [(1, 2), (2, 2)]
+
+
+def test_classes_without_images_are_refused(poisoned):
+    with pytest.raises(ValueError, match=r"no images of classes \[9\]; there are \[0, 1"):
+        scan.scan(Wavering(), poisoned, CPU, labels=[5, 9])

@@ -56,7 +56,7 @@ class DetectionInputs:
     logits : array or Tensor, shape (n, classes), optional
     heatmaps : mapping from composite name to array or Tensor, shape (n, H, W), optional
         Relevance of the label's logit, summed over colour channels.
-    evidence : array, shape (n, k, 2), optional
+    evidence : array, shape (n, k, 3), optional
         What occlusion and transplantation found: `nbsupport.evidence.Evidence.table`.
     """
 

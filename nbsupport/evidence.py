@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 __all__ = [
     "SIDES",
     "Evidence",
+    "concentration",
     "fill",
     "gather",
     "label_margin",
@@ -92,10 +93,42 @@ class Evidence:
         """Return the number n of images."""
         return len(self.margin)
 
-    @property
-    def table(self) -> np.ndarray:
-        """What a detector reads: ``-occluded`` and ``gain`` side by side, shape (n, k, 2)."""
-        return np.stack([-self.occluded, self.gain], axis=2)
+    def table(self, heatmaps) -> np.ndarray:
+        """Set three kinds of evidence side by side: what `PoisonDetector` reads.
+
+        Parameters
+        ----------
+        heatmaps : array or Tensor, shape (n, h, w)
+            Heatmaps of the same images; those of the squared rule told most, see `concentration`.
+
+        Returns
+        -------
+        ndarray, shape (n, k, 3)
+            The lead of the best other class once the window is covered, the gain of other images,
+            and the concentration of the heatmap (the same for all k sides).
+        """
+        narrow = np.broadcast_to(concentration(heatmaps)[:, None], self.gain.shape)
+        return np.stack([-self.occluded, self.gain, narrow], axis=2)
+
+
+def concentration(heatmaps) -> np.ndarray:
+    """Measure how few pixels a heatmap rests on, whatever their number is.
+
+    Parameters
+    ----------
+    heatmaps : array or Tensor, shape (n, h, w)
+        Relevance; its sign does not matter.
+
+    Returns
+    -------
+    ndarray, shape (n,)
+        log(sum p^2) with p = |R| / sum |R|: minus the logarithm of the number of pixels that would
+        give the same value if they shared the relevance evenly. 0 for a single pixel, and for a map
+        without relevance that of an even map, -log(h w).
+    """
+    flat = np.abs(np.asarray(heatmaps, dtype=np.float64)).reshape(len(heatmaps), -1)
+    flat = np.where(flat.sum(1, keepdims=True) > 0, flat, 1.0)
+    return np.log(((flat / flat.sum(1, keepdims=True)) ** 2).sum(1))
 
 
 def relevant_windows(heatmaps: Tensor, side: int) -> tuple[Tensor, Tensor]:

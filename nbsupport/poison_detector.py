@@ -15,14 +15,14 @@ class PoisonDetector(Detector):
     """Judge images by what their most relevant piece is worth, here and in other images.
 
     Each piece of evidence (`nbsupport.evidence`) is measured in robust standard deviations from
-    the median of the class. The *strength* of an image is the geometric mean of two of them: how
-    clearly the label is lost once the piece is covered, and how far the piece pushes other images
-    towards the label. A clean image may stand out in one, hardly in both. Of several sides of the
-    window the strongest counts.
+    the median of the class. The *strength* of an image is the geometric mean of three of them: how
+    clearly the label is lost once the piece is covered, how far the piece pushes other images
+    towards the label, and how few pixels the relevance rests on. A clean image may stand out in
+    one, hardly in all. Of several sides of the window the strongest counts.
 
     Parameters
     ----------
-    strong : float, default 4.0
+    strong : float, default 3.0
         From this strength on an image is a strong candidate.
     min_images : int, default 5
         Fewest strong candidates of a poisoned class, and
@@ -42,19 +42,20 @@ class PoisonDetector(Detector):
         Strong candidates.
     threshold_ : float
         Strength from which images are accused; infinite unless `present_`.
-    centre_, scale_ : ndarray, shape (k, 2)
+    centre_, scale_ : ndarray, shape (k, 3)
         Median and 1.4826 times the median absolute deviation of the evidence.
 
     Notes
     -----
-    `X` has shape (n, k, 2), `nbsupport.evidence.Evidence.table`. `decision_function` is the
-    strength; where it is zero, the sum of the two deviations ranks below.
+    `X` has shape (n, k, 3), `nbsupport.evidence.Evidence.table`. `decision_function` is the
+    strength; images below the median in one kind of evidence have none, and are ranked by the sum
+    of their deviations.
 
     It is told neither the rate nor the size or place of the trigger, but presumes that less than
     half of the class is poisoned and that the trigger is local.
     """
 
-    def __init__(self, strong=4.0, min_images=5, min_share=0.005, relative=0.45):
+    def __init__(self, strong=3.0, min_images=5, min_share=0.005, relative=0.45):
         self.strong = strong
         self.min_images = min_images
         self.min_share = min_share
@@ -62,10 +63,10 @@ class PoisonDetector(Detector):
 
     def _validate(self, X, *, reset: bool) -> np.ndarray:
         X = np.asarray(X, dtype=np.float64)
-        if X.ndim != 3 or X.shape[2] != 2 or 0 in X.shape:
+        if X.ndim != 3 or X.shape[2] != 3 or 0 in X.shape:
             raise ValueError(
-                f"X must hold evidence of shape (n, k, 2), got {X.shape}: make it with "
-                "nbsupport.evidence.gather(...).table"
+                f"X must hold evidence of shape (n, k, 3), got {X.shape}: make it with "
+                "nbsupport.evidence.gather(...).table(heatmaps)"
             )
         if not np.isfinite(X).all():
             raise ValueError("the evidence holds NaN or infinity: look at the network's logits")
@@ -94,12 +95,11 @@ class PoisonDetector(Detector):
         return (X - self.centre_) / self.scale_
 
     def _strength(self, X: np.ndarray) -> np.ndarray:
-        return np.sqrt(self._deviations(X).clip(0).prod(axis=2)).max(axis=1)
+        return np.cbrt(self._deviations(X).clip(0).prod(axis=2)).max(axis=1)
 
     def decision_function(self, X) -> np.ndarray:
         """Score images, shape (n,): higher means more likely poisoned."""
         check_is_fitted(self)
         X = self._validate(X, reset=False)
         strength, total = self._strength(X), self._deviations(X).sum(axis=2).max(axis=1)
-        # Deviations of different sign have no mean: such images rank below all others.
         return np.where(strength > 0, strength, np.minimum(total, 0) - 1e-9)

@@ -63,7 +63,6 @@ def scan(
     *,
     labels: Sequence[int] | None = None,
     detector: PoisonDetector | None = None,
-    composite: str = "gamma",
     per_class: int | None = None,
     seed: int = 0,
     progress: Progress | None = None,
@@ -82,8 +81,6 @@ def scan(
         Classes to examine; all that occur if left out.
     detector : PoisonDetector, optional
         Prototype, cloned for each class.
-    composite : str, default "gamma"
-        Rules of relevance; see `nbsupport.lrp.COMPOSITES`.
     per_class : int, optional
         Examine a sample of so many images a class; all of them if left out.
     seed : int
@@ -111,19 +108,22 @@ def scan(
         if per_class is not None and len(rows) > per_class:
             rows = rows[torch.from_numpy(np.sort(rng.permutation(len(rows))[:per_class]))]
         some = split.select(rows)
-        heatmaps = lrp.explain(
-            model, some.images, target=label, composite=composite, device=device
-        ).heatmaps
+        where, what = (
+            lrp.explain(
+                model, some.images, target=label, composite=composite, device=device
+            ).heatmaps
+            for composite in ("gamma", "squared")
+        )
         carriers = evidence.pick_carriers(model, split, label, device, seed=seed)
-        found = evidence.gather(model, some.images, heatmaps, label, carriers, device)
-        judge = clone(detector or PoisonDetector()).fit(found.table)
+        found = evidence.gather(model, some.images, where, label, carriers, device).table(what)
+        judge = clone(detector or PoisonDetector()).fit(found)
         verdict = ClassVerdict(
             label=label,
             n=len(some),
             present=judge.present_,
             accused=some.ids.numpy()[judge.poisoned_],
             n_strong=judge.n_strong_,
-            strongest=float(judge.decision_function(found.table).max()),
+            strongest=float(judge.decision_function(found).max()),
         )
         verdicts.append(verdict)
         if progress:

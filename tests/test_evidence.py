@@ -132,7 +132,9 @@ def test_a_trigger_takes_its_label_along_and_a_sign_does_not(split):
     assert found.carried[:, 0].tolist() == [1, 1, 0, 0]
     assert found.gain[:, 0].tolist() == [8, 8, 0, 0]
     assert list(zip(found.row[:2, 0], found.column[:2, 0], strict=True)) == [(4, 9), (20, 6)]
-    assert found.table.tolist() == [[[4, 8]], [[4, 8]], [[-4, 0]], [[-4, 0]]]
+    table = found.table(heat(spots))
+    assert table[:, :, :2].tolist() == [[[4, 8]], [[4, 8]], [[-4, 0]], [[-4, 0]]]
+    assert np.array_equal(table[:, 0, 2], evidence.concentration(heat(spots)))
 
 
 def test_a_larger_trigger_takes_a_larger_window(split):
@@ -188,6 +190,18 @@ def test_the_order_of_the_images_does_not_matter(split):
     carriers = evidence.pick_carriers(Rigged(), split, 5, CPU)
     one = evidence.gather(Rigged(), images, maps, 5, carriers, CPU)
     two = evidence.gather(Rigged(), images[order], maps[order], 5, carriers, CPU)
-    for name in ("row", "column", "margin", "occluded", "answer", "gain", "carried", "table"):
+    for name in ("row", "column", "margin", "occluded", "answer", "gain", "carried"):
         column = getattr(one, name)
         assert np.array_equal(column[order.numpy()], getattr(two, name)), name
+
+
+def test_concentration_counts_pixels():
+    maps = np.zeros((4, 8, 8))
+    maps[0, 3, 3] = -2.0
+    maps[1, 2:5, 2:5] = 0.1
+    maps[2] = -7.0
+    assert evidence.concentration(maps) == pytest.approx(-np.log([1, 9, 64, 64]))
+    uneven = np.random.default_rng(0).random((5, 8, 8))
+    assert np.allclose(evidence.concentration(uneven), evidence.concentration(-3 * uneven))
+    p = uneven / uneven.sum((1, 2), keepdims=True)
+    assert np.allclose(np.exp(-evidence.concentration(uneven)), 1 / (p**2).sum((1, 2)))

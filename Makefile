@@ -9,8 +9,12 @@ DATA      ?= auto
 RUNS      ?= data/runs
 DEVICE    ?= auto
 MINUTES   ?=
+GRID      ?= --attack standard --p 5,15 --s 1,3
+KEEP      ?=
+# Tables and figures of drawn signs never overwrite those of real ones.
+FIGURES   ?= $(if $(filter tiny% demo%,$(PROFILE)),figures/$(PROFILE),figures)
 
-SETTINGS := PYTHON VENV JOBS GPUS PROFILE SCENARIOS DATA RUNS DEVICE MINUTES
+SETTINGS := PYTHON VENV JOBS GPUS PROFILE SCENARIOS DATA RUNS DEVICE MINUTES GRID KEEP FIGURES
 given = $(foreach v,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $v))),$v))
 unknown := $(filter-out $(SETTINGS) CI,$(given))
 $(if $(strip $(unknown)),$(error no setting is called $(strip $(unknown)); there are $(SETTINGS)))
@@ -27,32 +31,35 @@ READY := $(VENV)/.nbsupport-ready
 export PATH := $(BIN):$(PATH)
 export PYTHONUNBUFFERED := 1
 
-SNAKEMAKE = snakemake --cores $(JOBS) --keep-going --rerun-incomplete --resources gpu=$(GPUS) \
-	--max-checksum-file-size 1000000000 --quiet rules host reason --nocolor --config \
-	profile=$(PROFILE) scenarios="$(SCENARIOS)" data="$(DATA)" runs="$(RUNS)" device=$(DEVICE) \
-	$(if $(MINUTES),minutes=$(MINUTES))
+PLACE   = --profile $(PROFILE) --runs "$(RUNS)"
+MACHINE = --jobs $(JOBS) --gpus $(GPUS)
+BATCH   = $(PLACE) $(MACHINE) --data "$(DATA)" --device $(DEVICE) \
+	$(if $(MINUTES),--minutes $(MINUTES))
 
-.PHONY: help run resume status figures gallery test test-fast lint strip lab site clean
+.PHONY: help run resume sweep status figures gallery test test-fast lint strip lab site clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*##/:/' | column -t -s:
 
 run: $(READY)  ## poison, train, explain, detect: PROFILE=demo SCENARIOS="..." DATA=folder JOBS=2
-	@nbsupport data --profile $(PROFILE) --data "$(DATA)"
-	@$(SNAKEMAKE) || { echo "Stopped. What is finished stays: 'make resume' goes on with the rest."; exit 1; }
-	@nbsupport summary --runs "$(RUNS)" --profile $(PROFILE) --scenarios $(SCENARIOS)
+	@nbsupport run $(BATCH) $(UNLOCK) --scenarios $(SCENARIOS) || \
+		{ echo "Stopped. What is finished stays: 'make resume' goes on with the rest."; exit 1; }
+	@nbsupport summary $(PLACE) --scenarios $(SCENARIOS)
 
-resume: $(READY)  ## go on after an interruption: only what is missing is run
-	@$(SNAKEMAKE) --unlock
-	@$(MAKE) --no-print-directory run
+resume: UNLOCK = --unlock
+resume: run  ## go on after an interruption: only what is missing is run
 
-status: $(READY)  ## what is finished and what is missing
-	@nbsupport status --runs "$(RUNS)" --profile $(PROFILE) --scenarios $(SCENARIOS)
+sweep: $(READY)  ## a grid: GRID="--attack standard --p 1,2,5 --s 1,2,3 --repetitions 5 --dry-run"
+	@nbsupport sweep $(BATCH) $(GRID)
+
+status: $(READY)  ## what is finished, what is missing, how long the rest will take
+	@nbsupport status $(PLACE) $(MACHINE) --scenarios $(SCENARIOS)
 
 figures: $(READY)  ## write figures/ anew from the finished runs of PROFILE, without training
 	papermill --engine nbsupport --kernel python3 notebooks/05_results.ipynb \
 		"$(RUNS)/$(PROFILE)/05_results.ipynb" -p profile $(PROFILE) -p runs "$(RUNS)" \
-		-p interactive False -p figures_folder figures
+		-p data "$(DATA)" -p interactive False -p figures_folder "$(FIGURES)" \
+		$(if $(KEEP),-p keep True)
 
 gallery:  ## copy the pictures of the README from a finished demo run (drawn signs only)
 	mkdir -p figures/gallery
@@ -77,10 +84,11 @@ strip: $(READY)  ## take outputs out of the notebooks again, after working in th
 lab: $(READY)  ## open JupyterLab on the overview
 	jupyter lab notebooks/00_overview.ipynb
 
-site: $(READY)  ## executed notebooks of PROFILE as HTML
-	find "$(RUNS)/$(PROFILE)" -name '[0-9]*.ipynb' | while read notebook; do \
-		jupyter nbconvert --to html --template classic "$$notebook" \
-		--output-dir "site/$$(basename "$$(dirname "$$notebook")")" || exit 1; done
+site: $(READY)  ## executed notebooks of PROFILE as HTML, with an index: site/index.html
+	papermill --engine nbsupport --kernel python3 notebooks/00_overview.ipynb \
+		"$(RUNS)/$(PROFILE)/00_overview.ipynb" -p profile $(PROFILE) -p runs "$(RUNS)" \
+		-p interactive False
+	python -m nbsupport.site $(PLACE)
 
 clean:  ## remove caches and the runs of PROFILE=tiny; finished runs stay
 	rm -rf .pytest_cache .ruff_cache .snakemake site data/runs/tiny

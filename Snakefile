@@ -10,6 +10,8 @@ import os
 import shutil
 import sys
 
+from snakemake.exceptions import WorkflowError
+
 from nbsupport.artifacts import STAGES
 from nbsupport.scenarios import Profile, Scenario, expand
 
@@ -33,8 +35,12 @@ RUN = f"{RUNS}/{PROFILE}/{{scenario}}"
 # Generous: ten times what two cores need. A hung job ends instead of holding the batch.
 MINUTES = int(config.get("minutes", {"tiny": 10, "demo": 20, "fast": 150}.get(PROFILE.name, 1440)))
 GPU = DEVICE == "cuda" or (DEVICE == "auto" and shutil.which("nvidia-smi") is not None)
-# Several scenarios share the cores best when each job keeps to few threads.
-THREADS = max(1, (workflow.cores or 1) // len(SCENARIOS))
+# Several scenarios share the cores of a machine best when each job keeps to few threads. A cluster
+# counts jobs and not cores: its profile tells the threads of each rule (set-threads).
+try:
+    THREADS = max(1, workflow.cores // len(SCENARIOS))
+except WorkflowError:
+    THREADS = 1
 
 # Kernels and papermill must come from the environment that runs Snakemake.
 os.environ["PATH"] = os.path.dirname(sys.executable) + os.pathsep + os.environ["PATH"]
@@ -168,7 +174,10 @@ rule gw_clustering:
         surrogate,
         made("attack", "training", "relevance"),
         notebook=local("notebooks/04_gw_clustering.ipynb"),
-        modules=modules("gw", "detection", "metrics"),
+        modules=modules(
+            "gw", "transport", "barycentres", "detectors", "embeddings", "clusterers", "baselines",
+            "heatmap_clustering", "embedding_clustering", "poison_detector", "detection", "metrics",
+        ),
     output:
         f"{RUN}/detection.npz",
         f"{RUN}/detection.json",

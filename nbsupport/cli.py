@@ -1,79 +1,178 @@
-"""The command line: ``nbsupport scenarios | data | status | summary``."""
+"""The command line: ``nbsupport scenarios | data | run | sweep | status | summary``."""
 
 import argparse
 import json
 import sys
 from collections.abc import Iterable
-from pathlib import Path
 
-from nbsupport import paper
-from nbsupport.artifacts import STAGES, ArtifactError, Run, finished_runs
+from nbsupport import paper, workflow
+from nbsupport.artifacts import ArtifactError, Run, finished_runs
 from nbsupport.execution import anchored
-from nbsupport.scenarios import GRAMMAR, PAPER, PROFILES, Profile, expand
+from nbsupport.scenarios import (
+    ATTACKS,
+    EXTENDED,
+    GRAMMAR,
+    PAPER,
+    PROFILES,
+    Profile,
+    Scenario,
+    expand,
+)
 
 __all__ = ["main"]
+
+SWEEP = """\
+Run every combination of attack, size, rate and repetition; what is finished is not run again.
+Results: <runs>/<profile>/results.csv, one row per run and method.
+
+  nbsupport sweep --attack standard --p 1,2,5,10 --s 1,2,3 --repetitions 5 --profile fast
+  nbsupport sweep --attack amplitude --p 33 --a 128,64,32 --dry-run
+"""
 
 
 def main(arguments: Iterable[str] | None = None) -> int:
     """Run the command line; return the exit status."""
-    parser = argparse.ArgumentParser(prog="nbsupport", description=__doc__.splitlines()[0])
-    commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("scenarios", help="the paper's experiments and the grammar of their names")
-    images = commands.add_parser("data", help="load, check and cache the images of a profile")
-    images.add_argument("--profile", default="demo", help=f"one of {', '.join(PROFILES)}")
-    images.add_argument("--data", default="auto", help="folder of GTSRB")
-    for name, text in (
-        ("status", "what is finished, and what is missing"),
-        ("summary", "the rates of finished runs beside the paper's"),
-    ):
-        command = commands.add_parser(name, help=text)
-        command.add_argument("--runs", default="data/runs", help="folder of all runs")
-        command.add_argument("--profile", default="demo", help=f"one of {', '.join(PROFILES)}")
-        command.add_argument("--scenarios", nargs="*", help="ids; default: all finished runs")
-    options = parser.parse_args(arguments)
+    options = _parser().parse_args(arguments)
     try:
-        if options.command == "scenarios":
-            print("\n".join((*PAPER, "", GRAMMAR)))
-        elif options.command == "data":
-            _print_data(Profile.parse(options.profile), options.data)
-        elif options.command == "status":
-            _print_status(_chosen(options))
-        else:
-            _print_summary(_chosen(options), anchored(options.runs) / options.profile)
+        return options.act(options) or 0
     except (ArtifactError, ValueError) as error:
         print(f"nbsupport: {error}", file=sys.stderr)
         return 2
-    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    place = argparse.ArgumentParser(add_help=False)
+    place.add_argument("--profile", default="demo", help=f"one of {', '.join(PROFILES)}")
+    place.add_argument("--runs", default="data/runs", help="folder of all runs")
+    images = argparse.ArgumentParser(add_help=False)
+    images.add_argument("--data", default="auto", help="folder of GTSRB")
+    named = argparse.ArgumentParser(add_help=False)
+    named.add_argument("--scenarios", nargs="*", help="ids, 'paper', 'extended'; default: all here")
+    machine = argparse.ArgumentParser(add_help=False)
+    machine.add_argument("--jobs", type=int, default=2, help="jobs (cores) at a time")
+    machine.add_argument("--gpus", type=int, default=1, help="jobs on the GPU at a time")
+    batch = argparse.ArgumentParser(add_help=False)
+    batch.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    batch.add_argument("--minutes", type=int, help="time limit of each step")
+    batch.add_argument("--dry-run", action="store_true", help="say what would be run")
+    batch.add_argument("--unlock", action="store_true", help="after an interruption: unlock first")
+
+    parser = argparse.ArgumentParser(prog="nbsupport", description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(required=True)
+
+    def add(name, act, text, *parents, **more):
+        command = commands.add_parser(name, help=text, parents=parents, **more)
+        command.set_defaults(act=act)
+        return command
+
+    add("scenarios", _print_scenarios, "the paper's experiments and the grammar of their names")
+    add("data", _print_data, "load, check and cache the images of a profile", place, images)
+    add("status", _print_status, "what is finished, and what is missing", place, named, machine)
+    add("summary", _print_summary, "rates of finished runs beside the paper's", place, named)
+    add("run", _run, "run scenarios", place, images, named, machine, batch)
+    sweep = add(
+        "sweep", _sweep, "run a grid of scenarios", place, images, machine, batch,
+        description=SWEEP, formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    sweep.add_argument("--attack", type=_list, required=True, help=f"of {', '.join(ATTACKS[1:])}")
+    sweep.add_argument("--p", type=_list, required=True, help="percent of the class: 1,2,5,10")
+    sweep.add_argument("--s", type=_numbers, default=(), help="sides of the sticker; default 3")
+    sweep.add_argument("--a", type=_numbers, default=(), help="amplitudes, or opacities")
+    sweep.add_argument("--repetitions", type=int, default=1, help="of each combination")
+    return parser
+
+
+def _list(text: str) -> tuple[str, ...]:
+    return tuple(text.replace(",", " ").split())
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(word) for word in _list(text))
 
 
 def _chosen(options: argparse.Namespace) -> list[Run]:
-    profile, runs = Profile.parse(options.profile), anchored(options.runs)
     if not options.scenarios:
-        return finished_runs(runs, "training", str(profile))
-    return [Run(runs, profile, each) for each in expand(" ".join(options.scenarios))]
+        return finished_runs(anchored(options.runs), "training", str(_profile(options)))
+    return _runs(options, expand(" ".join(options.scenarios)))
 
 
-def _print_data(profile: Profile, folder: str) -> None:
+def _runs(options: argparse.Namespace, scenarios: Iterable[Scenario]) -> list[Run]:
+    return [Run(anchored(options.runs), _profile(options), each) for each in scenarios]
+
+
+def _profile(options: argparse.Namespace) -> Profile:
+    return Profile.parse(options.profile)
+
+
+def _print_scenarios(_options: argparse.Namespace) -> None:
+    print("\n".join((*PAPER, "", GRAMMAR)))
+    print(f"sets: paper (the {len(PAPER)} above), extended ({len(EXTENDED)} more beside them)")
+
+
+def _print_data(options: argparse.Namespace) -> None:
     from nbsupport import data
 
-    images = data.load(profile.data, folder=folder, scale=profile.scale)
+    profile = _profile(options)
+    images = data.load(profile.data, folder=options.data, scale=profile.scale)
     sizes = ", ".join(f"{len(getattr(images, name)):,} {name}" for name in data.SPLITS)
     print(f"images: {images.name}, {sizes}")
 
 
-def _print_status(runs: list[Run]) -> None:
+def _run(options: argparse.Namespace) -> int:
+    if not options.scenarios:
+        raise ValueError("name scenarios: --scenarios standard-s3-p15-r0, or 'paper'")
+    return _execute(options, expand(" ".join(options.scenarios)))
+
+
+def _sweep(options: argparse.Namespace) -> int:
+    scenarios = workflow.grid(
+        options.attack, options.p, options.repetitions, sides=options.s, amplitudes=options.a
+    )
+    print(f"{len(scenarios)} run{'s' * (len(scenarios) > 1)}: {' '.join(map(str, scenarios))}")
+    status = _execute(options, scenarios)
+    if status == 0 and not options.dry_run:
+        print(f"results: {anchored(options.runs) / options.profile / 'results.csv'}")
+    return status
+
+
+def _execute(options: argparse.Namespace, scenarios: tuple[Scenario, ...]) -> int:
+    """Run scenarios by the workflow, with a line whenever a step is done."""
+    runs = _runs(options, scenarios)
+    said = workflow.progress(runs, jobs=options.jobs, gpus=options.gpus)
+
+    def call(*words: str, watch=None) -> int:
+        config = {name: getattr(options, name) for name in ("runs", "data", "device", "minutes")}
+        machine = {"jobs": options.jobs, "gpus": options.gpus}
+        line = workflow.command(scenarios, options.profile, **machine, options=words, **config)
+        return workflow.execute(line, watch)
+
+    def watch() -> str | None:
+        nonlocal said
+        now = workflow.progress(runs, jobs=options.jobs, gpus=options.gpus)
+        changed, said = now.steps != said.steps, now
+        return str(now) if changed else None
+
+    if options.unlock and (status := call("--unlock")):
+        return status
+    if options.dry_run:
+        return call("--dry-run")
+    # One job alone shall fill the cache of images, not all of them at once.
+    _print_data(options)
+    print(said, file=sys.stderr)
+    return call(watch=watch)
+
+
+def _print_status(options: argparse.Namespace) -> None:
+    runs = _chosen(options)
     for run in runs:
-        missing = [stage for stage in _wanted(run) if not run.has(stage)]
+        missing = [stage for stage in workflow.wanted(run.scenario) if not run.has(stage)]
         print(f"{run.scenario}: {'complete' if not missing else 'missing ' + ', '.join(missing)}")
+    print(workflow.progress(runs, jobs=options.jobs, gpus=options.gpus))
 
 
-def _wanted(run: Run) -> list[str]:
-    """Stages of a run; a clean one serves as surrogate and holds no poison to detect."""
-    return list(STAGES)[: 2 if run.scenario.attack == "clean" else None]
-
-
-def _print_summary(runs: list[Run], folder: Path) -> None:
+def _print_summary(options: argparse.Namespace) -> None:
     """Print the rates of each run and method beside the paper's, then the same as JSON."""
+    runs, folder = _chosen(options), anchored(options.runs) / options.profile
     summary: dict[str, dict] = {}
     if any(run.profile.data == "synthetic" for run in runs):
         print("drawn signs: the paper's values, on GTSRB, are shown and no target")

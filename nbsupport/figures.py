@@ -30,9 +30,10 @@ from nbsupport import ROOT, metrics, paper
 from nbsupport.artifacts import atomic, checksum, code_version
 
 __all__ = [
-    "CLEAN", "METHOD_STYLE", "POISONED", "RATES", "Style", "comparison", "confusion_heatmap",
-    "contact_sheet", "evidence", "heatmap_grid", "image_grid", "method_style", "overlay",
-    "per_class_bars", "rates_plot", "results_table", "save", "score_histogram", "show",
+    "CLEAN", "METHOD_STYLE", "POISONED", "RATES", "Style", "class_confusion", "comparison",
+    "confusion_heatmap", "contact_sheet", "evidence", "heatmap_grid", "image_grid", "method_style",
+    "overlay", "per_class_bars", "picture_rows", "pixel_maps", "rates_plot", "relevance_flow",
+    "results_table", "save", "score_histogram", "scoreboard_bars", "show", "strength_plot",
     "training_curves", "use_theme",
 ]  # fmt: skip
 
@@ -42,6 +43,12 @@ WIDTH = 8.5
 _PALETTE = sns.color_palette("colorblind").as_hex()
 CLEAN, POISONED = _PALETTE[2], "#a3123a"
 """Colours of clean and poisoned images; no method has them."""
+
+_LOOKS = (
+    ("o", _PALETTE[4]), ("s", "0.25"), ("D", "#b58900"), ("^", "#1b7f8c"), ("v", "#7a3b00"),
+    ("P", "0.55"),
+)  # fmt: skip
+"""Markers and colours of series that are no methods: rules of relevance, kinds of attacks."""
 
 RATES = {
     "acc": "accuracy (%)",
@@ -71,7 +78,10 @@ METHOD_STYLE = {
     "heatmap": Style("Heatmap Clustering", _PALETTE[0], "o"),
     "heatmap_euclidean": Style("heatmaps, Euclidean", _PALETTE[9], "D"),
     "mixture": Style("distance mixture", "#5b2a86", "*"),
+    "heatmap_sliced": Style("heatmaps, sliced Wasserstein", "#805500", "h"),
+    "spray": Style("SpRAy", _PALETTE[6], "p"),
     "spectral": Style("Spectral Signatures", _PALETTE[4], "^"),
+    "poison_detector": Style("PoisonDetector", "#14532d", "*"),
 }
 """The fixed style of each method; `method_style` also answers for others."""
 
@@ -340,6 +350,103 @@ def evidence(
     return fig
 
 
+def picture_rows(
+    rows: Mapping[str, Any], columns: Sequence[str] | None = None, *, title: str = ""
+) -> Figure:
+    """Set rows of images and of heatmaps below each other: one column a motif, one row a view.
+
+    Parameters
+    ----------
+    rows : mapping
+        Name of the row -> images, shape (n, 3, H, W), or heatmaps, shape (n, H, W); n is the same
+        for all. Each heatmap is scaled by its own largest magnitude.
+    columns : sequence of str, optional
+        Names above the n columns.
+    title : str
+        Finding of the whole figure.
+
+    Raises
+    ------
+    ValueError
+        If the rows differ in length.
+    """
+    lengths = {name: len(pictures) for name, pictures in rows.items()}
+    if len(set(lengths.values())) != 1:
+        raise ValueError(f"rows have {lengths} pictures; all rows need the same number")
+    n = next(iter(lengths.values()))
+    side = min(1.5, (WIDTH - 1.4) / n)
+    heads = max((str(head).count("\n") + 1 for head in columns or []), default=0)
+    fig, axes = plt.subplots(
+        len(rows), n, squeeze=False,
+        figsize=(n * side + 1.4, len(rows) * (side + 0.06) + 0.2 * heads + 0.4 * bool(title)),
+    )  # fmt: skip
+    _suptitle(fig, title)
+    drawn = None
+    for line, (name, pictures) in zip(axes, rows.items(), strict=True):
+        relevance = _array(pictures).ndim == 3
+        shown = _scaled(pictures) if relevance else _rgb(pictures)
+        for ax, picture in zip(line, shown, strict=True):
+            if relevance:
+                drawn = ax.imshow(picture, cmap="RdBu_r", norm=CenteredNorm(halfrange=1))
+            else:
+                ax.imshow(picture)
+            ax.grid(False)
+            ax.set(xticks=[], yticks=[])
+        # Nine points of DejaVu Sans take about a fifteenth of an inch a letter.
+        line[0].set_ylabel(textwrap.fill(name, max(8, int(side * 14))), fontsize=9)
+    for ax, head in zip(axes[0], columns or [], strict=False):
+        ax.set_title(head, fontsize=9, loc="center", pad=3)
+    if drawn is not None:
+        _relevance_bar(fig, drawn, shrink=min(0.9, 1.6 / len(rows)))
+    return fig
+
+
+def pixel_maps(
+    maps: Mapping[str, Any],
+    *,
+    label: str,
+    limits: tuple[float, float] | None = None,
+    step: int = 1,
+    title: str = "",
+) -> Figure:
+    """Draw a quantity per pixel on axes of rows and columns, one panel a map.
+
+    Parameters
+    ----------
+    maps : mapping
+        Name of the panel -> values, shape (h, w).
+    label : str
+        What the colours mean, with the unit.
+    limits : tuple of float, optional
+        Ends of the colour scale of all panels; otherwise each has its own.
+    step : int
+        Pixels of the image between neighbouring values.
+    title : str
+        Finding of the whole figure.
+    """
+    low, high = limits or (None, None)
+    width = min(WIDTH, 4.6 * len(maps))
+    fig, axes = plt.subplots(
+        1, len(maps), squeeze=False, sharey=True,
+        figsize=(width, 0.82 * width / len(maps) + 0.35 * bool(title)),
+    )  # fmt: skip
+    _suptitle(fig, title)
+    for ax, (name, values) in zip(axes[0], maps.items(), strict=True):
+        values = _array(values)
+        h, w = values.shape
+        drawn = ax.imshow(
+            values, cmap="viridis", vmin=low, vmax=high,
+            extent=(-0.5, w * step - 0.5, h * step - 0.5, -0.5),
+        )  # fmt: skip
+        ax.grid(False)
+        ax.set(xlabel="column (pixel)", title=name)
+        bar = fig.colorbar(drawn, ax=ax, shrink=0.85)
+        bar.set_label(label, fontsize=9)
+        bar.outline.set_visible(False)
+    axes[0, 0].set_ylabel("row (pixel)")
+    return fig
+
+
 def contact_sheet(images, names: Sequence[str], *, columns: int = 9, title: str = "") -> Figure:
     """Show one image of every class with its number and name (Fig. 5).
 
@@ -424,6 +531,29 @@ def confusion_heatmap(detections: Mapping[str, Any], *, title: str = "") -> Figu
     return fig
 
 
+def class_confusion(confusion, *, title: str = "") -> Figure:
+    """Draw which class is read as which, as a share of the images of the class shown.
+
+    Parameters
+    ----------
+    confusion : array, shape (n_classes, n_classes)
+        Images by true (row) and predicted class (column).
+    """
+    counts = _array(confusion)
+    share = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    fig, ax = plt.subplots(figsize=(6.4, 5.4))
+    _suptitle(fig, title)
+    drawn = ax.imshow(share, cmap="viridis", vmin=0, vmax=100)
+    ax.grid(False)
+    every = np.arange(0, len(counts), 3)
+    ax.set(xlabel="read as class", ylabel="class shown", xticks=every, yticks=every)
+    ax.tick_params(labelsize=8)
+    bar = fig.colorbar(drawn, ax=ax, shrink=0.9)
+    bar.set_label("test images of the class (%)", fontsize=9)
+    bar.outline.set_visible(False)
+    return fig
+
+
 def rates_plot(
     results: pd.DataFrame,
     *,
@@ -499,16 +629,28 @@ def rates_plot(
 
 
 def per_class_bars(
-    rates: Mapping[str, Sequence[float]], *, target: int = 5, title: str = ""
+    rates: Mapping[str, Sequence[float]],
+    *,
+    reference: Mapping[str, Sequence[float]] | None = None,
+    target: int = 5,
+    title: str = "",
+    label: str = "sent to the target class (%)",
+    classes: str = "class of the image that carries the trigger",
 ) -> Figure:
-    """Draw the attack success rate of every class (Fig. 6), one panel per attack.
+    """Draw a rate of every class, one panel per attack: its success (Fig. 6) unless said otherwise.
 
     Parameters
     ----------
     rates : mapping
         Name of the attack -> rate in percent of each class (NaN or None for the target).
+    reference : mapping, optional
+        The same from elsewhere, for some of the attacks: drawn as hollow markers.
     target : int
         Target class, marked on the axis.
+    title : str
+        Finding of the whole figure.
+    label, classes : str
+        What the rate and the classes are.
     """
     fig, axes = plt.subplots(
         len(rates), 1, sharex=True, sharey=True, squeeze=False,
@@ -517,19 +659,144 @@ def per_class_bars(
     _suptitle(fig, title)
     for ax, (name, values) in zip(axes[:, 0], rates.items(), strict=True):
         values = np.array([np.nan if v is None else v for v in values], dtype=float)
-        classes = np.arange(len(values))
-        ax.bar(classes, values, color=_PALETTE[9], width=0.8)
+        numbers = np.arange(len(values))
+        ax.bar(numbers, values, color=_PALETTE[9], width=0.8)
         ax.axhline(np.nanmean(values), color="0.25", linewidth=1.2, linestyle="--")
-        ax.set_title(f"{name}: mean {np.nanmean(values):.2f} %", fontsize=10)
+        theirs = np.array((reference or {}).get(name, []), dtype=float)
+        printed = f" (printed: {np.nanmean(theirs):.2f} %)" if len(theirs) else ""
+        ax.scatter(
+            np.arange(len(theirs)), theirs, s=18, facecolors="none", edgecolors="0.15", zorder=3
+        )
+        ax.set_title(f"{name}: mean {np.nanmean(values):.2f} %{printed}", fontsize=10)
         ax.text(
             target, 4, "target", rotation=90, ha="center", va="bottom", fontsize=7, color="0.4",
             bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},
         )  # fmt: skip
         ax.grid(axis="x", visible=False)
         ax.set(ylim=(0, 104), yticks=(0, 50, 100), xlim=(-0.8, len(values) - 0.2))
-    axes[-1, 0].set(xlabel="class of the image that carries the trigger", xticks=classes)
+    axes[-1, 0].set(xlabel=classes, xticks=numbers)
     axes[-1, 0].tick_params(axis="x", labelsize=7)
-    fig.supylabel("sent to the target class (%)", fontsize=10)
+    fig.supylabel(textwrap.fill(label, 24 * len(rates)), fontsize=10)
+    return fig
+
+
+def strength_plot(
+    results: pd.DataFrame, *, reference: pd.DataFrame | None = None, title: str = ""
+) -> Figure:
+    """Plot how well attacks work against the number of poisoned images.
+
+    Parameters
+    ----------
+    results : DataFrame
+        One row a run: ``kind`` (name in the legend), ``n_poisoned``, ``rate`` in percent, and the
+        interval ``low`` to ``high`` (NaN where there is none).
+    reference : DataFrame, optional
+        Printed results with ``kind``, ``n_poisoned`` and ``rate``, drawn as hollow markers.
+    title : str
+        Finding.
+    """
+    fig, ax = plt.subplots(figsize=(WIDTH, 3.6))
+    _suptitle(fig, title)
+    for i, (kind, runs) in enumerate(results.groupby("kind", sort=False)):
+        marker, color = _LOOKS[i % len(_LOOKS)]
+        below, above = runs["rate"] - runs["low"], runs["high"] - runs["rate"]
+        ax.errorbar(
+            runs["n_poisoned"], runs["rate"], yerr=[below.fillna(0), above.fillna(0)], fmt=marker,
+            color=color, markersize=7, capsize=2.5, elinewidth=1.2, label=kind,
+        )  # fmt: skip
+    for i, (kind, runs) in enumerate(() if reference is None else reference.groupby("kind")):
+        ax.scatter(
+            runs["n_poisoned"], runs["rate"], s=45, marker=_LOOKS[-1 - i][0], facecolors="none",
+            edgecolors="0.35", label=kind,
+        )  # fmt: skip
+    # Linear up to one image, so that an attack with none has a place on the axis.
+    ax.set_xscale("symlog", linthresh=1)
+    ax.xaxis.set_major_formatter(plt.FormatStrFormatter("%g"))
+    ax.set(
+        xlabel="poisoned training images", ylabel="triggered images\nread as the target (%)",
+        xlim=(-0.3, None), ylim=(-3, 104),
+    )  # fmt: skip
+    fig.legend(loc="outside lower center", frameon=False, ncols=2)
+    return fig
+
+
+def relevance_flow(sums: Mapping[str, Sequence[Any]], *, title: str = "") -> Figure:
+    """Plot how much relevance is left behind each block of the network, from the logit down.
+
+    Parameters
+    ----------
+    sums : mapping
+        Name of the composite -> records of `lrp.per_layer_conservation` or dicts of them.
+    title : str
+        Finding.
+    """
+    fig, ax = plt.subplots(figsize=(WIDTH, 3.8))
+    _suptitle(fig, title)
+    for i, (name, records) in enumerate(sums.items()):
+        marker, color = _LOOKS[i % len(_LOOKS)]
+        table = pd.DataFrame([asdict(r) if is_dataclass(r) else dict(r) for r in records])
+        block = table["layer"].str.partition(".")[0]
+        # The branches of a block are one step: their sum is what is on its way.
+        left = table["total"].groupby(block, sort=False).last() / table["received"].iloc[0]
+        ax.plot(
+            ["logit", *left.index], [1, *left], marker=marker, color=color, label=name,
+            # Thick below, thin above: composites that agree stay visible.
+            markersize=8 - i, linewidth=max(1, 3.2 - 0.6 * i),
+        )  # fmt: skip
+    ax.axhline(0, color="0.6", linewidth=1, zorder=0)
+    ax.set(
+        xlabel="blocks of the network, passed from left to right",
+        ylabel="relevance left (share of the logit)",
+    )
+    ax.tick_params(axis="x", labelrotation=45, labelsize=8)
+    ax.margins(x=0.02)
+    fig.legend(loc="outside right upper", frameon=False)
+    return fig
+
+
+def scoreboard_bars(board: pd.DataFrame, *, title: str = "") -> Figure:
+    """Draw how many printed cells each method meets, one bar per method.
+
+    Parameters
+    ----------
+    board : DataFrame
+        From `tables.scoreboard`: ``method``, ``cells`` and a column per verdict.
+    title : str
+        Finding.
+    """
+    looks = {
+        "better": (_PALETTE[0], ""),
+        "within": (_PALETTE[9], "//"),
+        "worse": (_PALETTE[1], "xx"),
+        "weak": ("0.6", ".."),
+        "missing": ("0.85", ""),
+        "no value": ("white", ""),
+    }
+    fig, ax = plt.subplots(figsize=(WIDTH, 1.3 + 0.42 * len(board)))
+    _suptitle(fig, title)
+    labels = [
+        "attack success" if name == "attack" else method_style(name).label
+        for name in board["method"]
+    ]
+    start = np.zeros(len(board))
+    for verdict, (color, hatch) in looks.items():
+        counts = board[verdict].to_numpy()
+        if counts.any():
+            bars = ax.barh(
+                labels, counts, left=start, color=color, hatch=hatch, edgecolor="0.25",
+                linewidth=0.6, label=verdict,
+            )  # fmt: skip
+            ax.bar_label(
+                bars, [str(n) if n else "" for n in counts], label_type="center", fontsize=8,
+                bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8, "alpha": 0.8},
+            )  # fmt: skip
+        start = start + counts
+    for patch in ax.texts:
+        patch.get_bbox_patch().set_visible(bool(patch.get_text()))
+    ax.set(xlabel="printed cells")
+    ax.invert_yaxis()
+    ax.grid(axis="y", visible=False)
+    fig.legend(loc="outside lower center", ncols=6, frameon=False)
     return fig
 
 
@@ -603,7 +870,7 @@ def comparison(
         for rate in rates:
             k, n = _hits(result, rate)
             interval = metrics.wilson(k, n)
-            theirs = getattr(printed, rate) if printed and printed.valid else math.nan
+            theirs = printed.comparable(rate) if printed else math.nan
             rows.append(
                 {key: result[key] for key in ("profile",) if key in result}
                 | {

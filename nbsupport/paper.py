@@ -7,14 +7,15 @@ only one possibility, a row also holds exact confusion counts. Rates are in perc
 poisoned.
 """
 
+import math
 from dataclasses import dataclass
 
 __all__ = [
-    "ERRATA", "N_CLASS", "PER_CLASS_HITS", "TABLE5", "TABLES", "TEST_CLASS_SIZES",
+    "AMPLITUDES", "ERRATA", "N_CLASS", "PER_CLASS_HITS", "TABLE5", "TABLES", "TEST_CLASS_SIZES",
     "THESIS_CLEAN_ACCURACY", "THESIS_EUCLIDEAN", "THESIS_FOUR_CORNERS", "THESIS_FULL_AMPLITUDE",
     "THESIS_STATISTICS", "THESIS_STICKER_SIZES", "THESIS_STRENGTH", "TRAINING_IMAGES", "Counts",
-    "Erratum", "Row", "Statistics", "Strength", "erratum", "published", "published_statistics",
-    "reference_rows",
+    "Erratum", "Row", "Statistics", "Strength", "erratum", "per_class_rates", "published",
+    "published_statistics", "reference_rows",
 ]  # fmt: skip
 
 N_CLASS = 1650
@@ -107,6 +108,23 @@ class Row:
         """Poisoned share of all training images in percent."""
         return 100 * self.n_poisoned / TRAINING_IMAGES
 
+    def comparable(self, rate: str) -> float:
+        """Return what a run may be held against, in percent.
+
+        As printed, unless an erratum knows the counts behind it; NaN where the row belongs to
+        another experiment.
+
+        Parameters
+        ----------
+        rate : {"acc", "tpr", "tnr"}
+            Which one.
+        """
+        if not self.valid:
+            return math.nan
+        if self.erratum and self.counts:
+            return round(self.counts.rates[("acc", "tpr", "tnr").index(rate)], 2)
+        return getattr(self, rate)
+
 
 @dataclass(frozen=True)
 class Statistics:
@@ -148,6 +166,20 @@ class Statistics:
     n_poisoned: int
     n_class: int
     erratum: str = ""
+
+    @property
+    def scenario(self) -> str:
+        """Id of the first run."""
+        return f"{self.attack}-s3-p{self.percent}-r0"
+
+    def comparable(self, rate: str) -> float:
+        """Return the mean that our runs may be held against, in percent; see `Row.comparable`."""
+        if self.erratum == "thesis-statistics":
+            return math.nan
+        if self.erratum == "table5-acc" and rate == "acc":
+            clean = self.n_class - self.n_poisoned
+            return round((self.n_poisoned * self.tpr + clean * self.tnr) / self.n_class, 2)
+        return getattr(self, rate)
 
 
 @dataclass(frozen=True)
@@ -367,6 +399,13 @@ THESIS_EUCLIDEAN = Row(
 )  # fmt: skip
 """Heatmaps clustered by the Euclidean distance: what remains without Gromov-Wasserstein."""
 
+AMPLITUDES = {
+    "Section 6.1.3": (256, 128, 64),
+    "caption of Fig. 2": (32, 64, 255),
+    "Table 4": (128, 64, 32),
+}
+"""Amplitudes of the reduced sticker, wherever the paper lists them."""
+
 THESIS_FOUR_CORNERS = {255: 79.15, 64: 48.17, 32: 6.55}
 """Amplitude of a pattern in all four corners -> MASR, 33 % poisoned."""
 
@@ -466,7 +505,7 @@ ERRATA = (
         "sigma^2",
         "The spreads are standard deviations, as Section 7.4 calls them.",
         "HC at 33 %: TNR never varies, so std(ACC) = p std(TPR) = 0.33 * 0.58 = 0.19, as printed; "
-        "read as variances, var(ACC) = p^2 var(TPR) would be 0.06.",
+        "read as variances, var(ACC) = p^2 var(TPR) would be 0.06. Neither row at 15 % allows it.",
         "Standard deviations.",
     ),
     Erratum(
@@ -562,6 +601,15 @@ ERRATA = (
         "Both are parameters of the clustering, and their effect is measured.",
     ),
     Erratum(
+        "activation-layer", "code", "Section 4, Activation Clustering",
+        "the activations of one of the hidden layers",
+        "The released network returns its logits in the place of activations, so the released code "
+        "clusters 43 class scores.",
+        "Its forward pass returns (x, x); an older copy beside it returns the 128 outputs of the "
+        "last hidden layer, which the thesis names. Which of the two made the tables is unknown.",
+        "The last hidden layer; the logits are a second method, reported beside it.",
+    ),
+    Erratum(
         "sticker-window", "code", "Section 6.1",
         "sticker at random in a central window of 10 x 15 pixels",
         "The released code draws from four positions only.",
@@ -576,6 +624,20 @@ ERRATA = (
         "No normalisation.",
     ),
 )  # fmt: skip
+
+
+def per_class_rates(scenario: str) -> list[float]:
+    """Return the share of each class that the trigger sent to class 5, in percent, NaN for that.
+
+    Raises
+    ------
+    KeyError
+        If the logs do not hold the scenario; see `PER_CLASS_HITS`.
+    """
+    return [
+        math.nan if hits is None else 100 * hits / size
+        for hits, size in zip(PER_CLASS_HITS[scenario], TEST_CLASS_SIZES, strict=True)
+    ]
 
 
 def erratum(id: str) -> Erratum:

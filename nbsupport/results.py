@@ -1,13 +1,17 @@
-"""The tidy table of results: one row per finished run and method."""
+"""The tidy tables of results: detections per run and method, attacks per run."""
 
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from nbsupport.artifacts import STAGES, Run, atomic, library_versions
 
-__all__ = ["COLUMNS", "collect", "provenance", "update_csv"]
+__all__ = ["COLUMNS", "OURS", "collect", "provenance", "strength", "update_csv"]
+
+OURS = "poison_detector"
+"""The best detector of this edition, which stands beside the paper's methods."""
 
 KEYS = ["profile", "scenario", "method"]
 
@@ -83,6 +87,57 @@ def collect(runs: Iterable[Run]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
+def strength(runs: Iterable[Run]) -> pd.DataFrame:
+    """Read how well the attacks of finished runs work, with the images behind each rate.
+
+    Parameters
+    ----------
+    runs : iterable of Run
+        Runs with training finished.
+
+    Returns
+    -------
+    DataFrame
+        One row per run and rate ("clean_accuracy", "asr", "masr"): ``scenario``, ``rate``,
+        ``value`` in percent, ``n`` (test images) and ``n_effective`` (images that would make a
+        plain rate as certain; fewer than ``n`` for the mean over classes, whose classes weigh the
+        same however few images they have).
+
+    Raises
+    ------
+    ArtifactError
+        If a record is missing or unsound.
+    """
+    rows = []
+    for run in runs:
+        found, target = run.load("training")["result"], run.scenario.target_class
+        sizes = np.array([sum(row) for row in found["confusion"]])
+        classes = np.array([c for c, size in enumerate(sizes) if size and c != target])
+        rates = np.array(found["asr_per_class"], dtype=float)[classes]
+        images = {
+            "clean_accuracy": (sizes.sum(), sizes.sum()),
+            "asr": (found["n_asr"], found["n_asr"]),
+            "masr": (sizes[classes].sum(), _effective(rates, sizes[classes])),
+        }
+        rows += [
+            {"scenario": str(run.scenario), "rate": rate, "value": found[rate]}
+            | {"n": int(n), "n_effective": float(n_effective)}
+            for rate, (n, n_effective) in images.items()
+        ]
+    return pd.DataFrame(rows, columns=["scenario", "rate", "value", "n", "n_effective"])
+
+
+def _effective(rates: np.ndarray, sizes: np.ndarray) -> float:
+    """Images in a plain rate of the same variance as an unweighted mean of class rates.
+
+    Half a hit and half a miss are added to each class (Jeffreys), so that rates of 0 and 100 %
+    keep a variance.
+    """
+    share = (rates * sizes / 100 + 0.5) / (sizes + 1)
+    variance = (share * (1 - share) / sizes).sum() / len(sizes) ** 2
+    return share.mean() * (1 - share.mean()) / variance
+
+
 def provenance(runs: Iterable[Run]) -> dict:
     """Say where results come from: checksums, code, device and seconds of every stage.
 
@@ -91,8 +146,9 @@ def provenance(runs: Iterable[Run]) -> dict:
     dict
         Ready for the JSON file beside a figure.
     """
-    kept = ("payload", "code", "device", "seconds")
+    runs, kept = list(runs), ("payload", "code", "device", "seconds")
     return {
+        "profiles": sorted({str(run.profile) for run in runs}),
         "runs": {
             f"{run.profile}/{run.scenario}": {
                 stage: {key: record[key] for key in kept}
@@ -104,8 +160,19 @@ def provenance(runs: Iterable[Run]) -> dict:
     }
 
 
-def update_csv(results: pd.DataFrame, path: Path) -> pd.DataFrame:
-    """Write results into a CSV file, replacing older rows of the same runs and methods.
+def update_csv(results: pd.DataFrame, path: Path, *, keep: bool = False) -> pd.DataFrame:
+    """Write results into a CSV file that may hold those of other profiles.
+
+    Parameters
+    ----------
+    results : DataFrame
+        From `collect`.
+    path : Path
+        File to write.
+    keep : bool
+        What becomes of older rows of the same profiles whose runs are not in ``results``. They go,
+        since nothing stands behind them any more, unless told to stay: they may come from runs on
+        another machine.
 
     Returns
     -------
@@ -116,8 +183,9 @@ def update_csv(results: pd.DataFrame, path: Path) -> pd.DataFrame:
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists():
         older = pd.read_csv(path)
-        runs = pd.MultiIndex.from_frame(results[KEYS[:2]])
-        older = older[~pd.MultiIndex.from_frame(older[KEYS[:2]]).isin(runs)]
+        replaced = KEYS[:2] if keep else KEYS[:1]
+        gone = pd.MultiIndex.from_frame(results[replaced])
+        older = older[~pd.MultiIndex.from_frame(older[replaced]).isin(gone)]
         results = pd.concat([older, results]) if len(older) else results
     # Columns that met an empty one hold objects, whose digits would not be rounded.
     results = results.sort_values(KEYS, kind="stable").infer_objects()

@@ -83,6 +83,9 @@ def browse(function: Callable, **options) -> ipywidgets.Widget:
         if hasattr(control, "continuous_update"):
             # Draw where the slider is let go, not at every value that it passes.
             control.continuous_update = False
+        if hasattr(control, "description"):
+            # Else ipywidgets cuts names off after some eleven letters.
+            control.style.description_width = "initial"
     return shown
 
 

@@ -1,9 +1,12 @@
 """The command line: what it prints and how it fails."""
 
 import pytest
+from runs import finish
 
+from nbsupport import workflow
+from nbsupport.artifacts import Run
 from nbsupport.cli import main
-from nbsupport.scenarios import PAPER
+from nbsupport.scenarios import PAPER, PROFILES, Scenario
 
 
 def test_scenarios_lists_the_paper_and_the_grammar(capsys):
@@ -11,6 +14,7 @@ def test_scenarios_lists_the_paper_and_the_grammar(capsys):
     out = capsys.readouterr().out
     assert out.splitlines()[: len(PAPER)] == list(PAPER)
     assert "standard-s<side>" in out
+    assert "extended (21 more" in out
 
 
 def test_status_names_what_is_missing(tmp_path, capsys):
@@ -18,7 +22,68 @@ def test_status_names_what_is_missing(tmp_path, capsys):
     assert main(["status", "--runs", str(tmp_path), "--scenarios", scenario]) == 0
     assert capsys.readouterr().out == (
         f"{scenario}: missing attack, training, relevance, detection\n"
+        "0 of 1 runs finished, no estimate before each kind of step has been done once\n"
     )
+
+
+def test_status_estimates_the_rest_from_what_is_finished(tmp_path, capsys):
+    done, missing = "standard-s3-p15-r0", "standard-s3-p05-r0"
+    finish(Run(tmp_path, PROFILES["demo"], Scenario.parse(done)))
+    place = ["--runs", str(tmp_path), "--jobs", "1"]
+    assert main(["status", *place, "--scenarios", done, missing]) == 0
+    first, _, last = capsys.readouterr().out.splitlines()
+    assert first == f"{done}: complete"
+    assert last == "1 of 2 runs finished, about 3 min left on 1 job"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["run"], "name scenarios"),
+        (["run", "--scenarios", "nope"], "'nope'"),
+        (["sweep", "--attack", "amplitude", "--p", "33"], "need amplitudes: --a"),
+        (["sweep", "--attack", "standard", "--p", "15", "--profile", "nope"], "'nope'"),
+    ],
+)
+def test_runs_that_cannot_be_are_refused_before_anything_starts(arguments, words, capsys, tmp_path):
+    assert main([*arguments, "--runs", str(tmp_path / "runs")]) == 2
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_run_calls_the_workflow_with_all_settings(monkeypatch, tmp_path, capsys):
+    called = []
+    monkeypatch.setattr(workflow, "execute", lambda words, *_: called.append(words) or 0)
+    place = ["--profile", "tiny", "--runs", str(tmp_path), "--jobs", "3", "--minutes", "7"]
+    asked = ["standard-s3-p15-r0", "clean-r0"]
+    assert main(["run", *place, "--unlock", "--device", "cpu", "--scenarios", *asked]) == 0
+    unlock, run = called
+    assert "--unlock" in unlock
+    assert "--unlock" not in run
+    assert run[run.index("--config") + 1 :] == [
+        "profile=tiny", f"scenarios={' '.join(asked)}", f"runs={tmp_path}", "data=auto",
+        "device=cpu", "minutes=7",
+    ]  # fmt: skip
+    told = capsys.readouterr()
+    assert "images: synthetic" in told.out
+    assert "0 of 2 runs finished" in told.err
+
+
+def test_sweep_tells_what_it_runs_and_where_the_results_are(monkeypatch, tmp_path, capsys):
+    called = []
+    monkeypatch.setattr(workflow, "execute", lambda words, *_: called.append(words) or 0)
+    grid = ["--attack", "standard", "--p", "5,15", "--s", "1,3", "--repetitions", "2"]
+    assert main(["sweep", *grid, "--profile", "tiny", "--runs", str(tmp_path)]) == 0
+    first, *_, last = capsys.readouterr().out.splitlines()
+    assert first.startswith("8 runs: standard-s1-p05-r0 standard-s1-p05-r1 standard-s1-p15-r0")
+    assert last == f"results: {tmp_path / 'tiny' / 'results.csv'}"
+    assert sum("scenarios=standard-s1-p05-r0 " in word for word in called[0]) == 1
+
+
+def test_a_failed_workflow_fails_the_command(monkeypatch, tmp_path):
+    monkeypatch.setattr(workflow, "execute", lambda *_: 1)
+    place = ["--profile", "tiny", "--runs", str(tmp_path)]
+    assert main(["run", *place, "--scenarios", "standard-s3-p15-r0"]) == 1
 
 
 @pytest.mark.parametrize("option", [["--profile", "nope"], ["--scenarios", "nope"]])

@@ -192,6 +192,33 @@ def test_evidence_counts_the_kept_pixels():
     assert len(figures.evidence(IMAGES, HEATMAPS).axes) == 2 * 5 + 1
 
 
+def test_picture_rows_mix_images_and_relevance():
+    rows = {"image": IMAGES, "gamma": HEATMAPS, "paper": torch.tensor(1000 * HEATMAPS)}
+    fig = figures.picture_rows(rows, [f"motif {i}" for i in range(5)], title="Three views")
+    axes = fig.axes[:15]
+    assert [axes[i].get_ylabel() for i in (0, 5, 10)] == ["image", "gamma", "paper"]
+    assert [ax.get_title() for ax in axes[:5]] == [f"motif {i}" for i in range(5)]
+    assert np.allclose(axes[0].images[0].get_array(), IMAGES[0].permute(1, 2, 0) / 255)
+    for ax in axes[5:]:
+        assert (ax.images[0].norm.vmin, ax.images[0].norm.vmax) == (-1, 1)
+    # Each map has its own scale, so a thousand times the relevance is the same picture.
+    assert np.allclose(axes[5].images[0].get_array(), axes[10].images[0].get_array(), atol=1e-6)
+    with pytest.raises(ValueError, match="'image': 5, 'gamma': 4"):
+        figures.picture_rows({"image": IMAGES, "gamma": HEATMAPS[:4]})
+
+
+def test_pixel_maps_keep_the_pixels_of_the_image_on_their_axes():
+    maps = {"every pixel": np.eye(32), "the corners": torch.zeros(32, 32)}
+    fig = figures.pixel_maps(maps, label="images (%)", limits=(0, 100))
+    panels = [ax for ax in fig.axes if ax.images]
+    assert [ax.get_title(loc="left") for ax in panels] == list(maps)
+    assert all(ax.images[0].get_clim() == (0, 100) for ax in panels)
+    assert panels[0].get_xlabel() == "column (pixel)"
+    assert panels[0].get_ylabel() == "row (pixel)"
+    (ax, _) = figures.pixel_maps({"coarse": np.eye(10)}, label="hits (%)", step=3).axes
+    assert ax.images[0].get_extent() == [-0.5, 29.5, 29.5, -0.5]
+
+
 def test_contact_sheet_numbers_every_class():
     fig = figures.contact_sheet(IMAGES, ["stop"] * 5, columns=3)
     assert [ax.get_xlabel() for ax in fig.axes] == [f"{i}  stop" for i in range(5)]
@@ -208,6 +235,13 @@ def test_training_curves_mark_the_lowest_validation_loss():
     assert set(left.lines[2].get_xdata()) == {3}
     assert right.lines[0].get_ydata().tolist() == [91, 92, 93, 94]
     assert "%" in right.get_ylabel()
+
+
+def test_class_confusion_shows_shares_of_the_class_shown():
+    counts = [[8, 2, 0], [0, 5, 5], [0, 0, 0]]
+    ax = figures.class_confusion(counts, title="Most are right").axes[0]
+    assert np.array_equal(ax.images[0].get_array(), [[80, 20, 0], [0, 50, 50], [0, 0, 0]])
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("read as class", "class shown")
 
 
 def test_confusion_heatmap_prints_counts_and_shares():
@@ -268,6 +302,82 @@ def test_per_class_bars_state_the_macro_mean_and_skip_the_target():
     heights = [bar.get_height() for bar in fig.axes[0].patches[:43]]
     assert math.isnan(heights[5])
     assert heights[15] == pytest.approx(96.19, abs=0.01)
+
+
+def test_per_class_bars_draw_a_reference_as_hollow_markers():
+    ours, theirs = [50.0] * 43, paper.per_class_rates("amplitude-a64-p33-r0")
+    fig = figures.per_class_bars({"a": ours, "b": ours}, reference={"a": theirs})
+    first, second = (ax.collections[0].get_offsets() for ax in fig.axes)
+    assert (len(first), len(second)) == (43, 0)
+    assert first[0].tolist() == [0, theirs[0]]
+    assert fig.axes[0].get_title(loc="left") == "a: mean 50.00 % (printed: 77.97 %)"
+    assert fig.axes[1].get_title(loc="left") == "b: mean 50.00 %"
+
+
+def test_per_class_bars_take_other_rates_too():
+    words = {"label": "read right (%)", "classes": "class shown"}
+    fig = figures.per_class_bars({"clean": [90.0, 80.0, 100.0]}, target=1, **words)
+    assert fig.get_supylabel() == "read right (%)"
+    assert fig.axes[0].get_xlabel() == "class shown"
+
+
+def test_strength_plot_has_room_for_no_poison_and_draws_printed_values_hollow():
+    columns = ["kind", "n_poisoned", "rate", "low", "high"]
+    runs = pd.DataFrame(
+        [("clean: ASR", 0, 1.0, 0.2, 3.0), ("amplitude-a64: MASR", 544, 70.0, None, None)],
+        columns=columns,
+    ).astype({"low": float, "high": float})
+    printed = pd.DataFrame({"kind": "thesis", "n_poisoned": [1, 34], "rate": [1.3, 100.0]})
+    fig = figures.strength_plot(runs, reference=printed, title="One took")
+    (ax,) = fig.axes
+    assert ax.get_xlim()[0] < 0
+    (hollow,) = [c for c in ax.collections if isinstance(c, PathCollection)]
+    assert hollow.get_offsets().tolist() == [[1, 1.3], [34, 100]]
+    assert len(hollow.get_facecolors()) == 0
+    labels = {text.get_text() for text in fig.legends[0].get_texts()}
+    assert labels == {"clean: ASR", "amplitude-a64: MASR", "thesis"}
+    bars = [c.lines[2][0].get_segments()[0][:, 1].tolist() for c in ax.containers]
+    assert bars == [pytest.approx([0.2, 3.0]), [70.0, 70.0]]
+
+
+def test_relevance_flow_steps_from_block_to_block():
+    layers = ["fc", "conv1.norm", "conv1.conv", "inception.b2.conv", "inception.b1.conv"]
+    total = [8.0, 8.0, 6.0, 5.0, 4.0]
+    records = [
+        {"layer": n, "total": t, "received": 8.0} for n, t in zip(layers, total, strict=True)
+    ]
+    fig = figures.relevance_flow({"gamma": records, "released": records[:3]}, title="Biases take")
+    gamma, released = fig.axes[0].lines[:2]
+    assert list(gamma.get_xdata()) == ["logit", "fc", "conv1", "inception"]
+    assert list(gamma.get_ydata()) == [1, 1, 0.75, 0.5]
+    assert list(released.get_ydata()) == [1, 1, 0.75]
+    assert "share of the logit" in fig.axes[0].get_ylabel()
+
+
+def test_scoreboard_bars_stack_all_cells_and_write_their_numbers():
+    board = pd.DataFrame(
+        {
+            "method": ["attack", "heatmap"], "cells": [3, 9], "better": [0, 4], "within": [2, 3],
+            "worse": [1, 0], "weak": [0, 1], "missing": [0, 1], "no value": [0, 0],
+        }
+    )  # fmt: skip
+    fig = figures.scoreboard_bars(board, title="Seven of nine")
+    (ax,) = fig.axes
+    assert [label.get_text() for label in ax.get_yticklabels()] == [
+        "attack success",
+        "Heatmap Clustering",
+    ]
+    ends = {}
+    for bars in ax.containers:
+        for row, bar in enumerate(bars):
+            ends[row] = max(ends.get(row, 0), bar.get_x() + bar.get_width())
+    assert ends == {0: 3, 1: 9}
+    assert sorted(text.get_text() for text in ax.texts if text.get_text()) == list("111234")
+    assert [text.get_text() for text in fig.legends[0].get_texts()] == [
+        "better", "within", "worse", "weak", "missing",
+    ]  # fmt: skip
+    hatches = {bars[0].get_hatch() for bars in ax.containers}
+    assert len(hatches) > 3, "never by colour alone"
 
 
 def test_score_histogram_shares_bins_and_counts_all():

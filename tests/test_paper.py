@@ -1,4 +1,5 @@
 import json
+import math
 import subprocess
 import sys
 
@@ -97,6 +98,40 @@ def test_per_class_hits_reproduce_every_printed_masr_as_macro_mean():
         assert all(0 <= hit <= size for hit, size in pairs)
         macro = sum(100 * hit / size for hit, size in pairs) / 42
         assert macro == pytest.approx(printed[scenario], abs=0.005001)
+
+
+def test_what_may_be_compared_is_the_print_unless_an_erratum_knows_better():
+    for row in paper.TABLES:
+        if not row.erratum:
+            assert [row.comparable(r) for r in ("acc", "tpr", "tnr")] == [row.acc, row.tpr, row.tnr]
+    misprint = paper.published("standard-s3-p10-r0", "activation")
+    assert [misprint.comparable(r) for r in ("acc", "tpr", "tnr")] == [87.62, 96.17, 86.67]
+    slip = paper.published("standard-s3-p33-r0", "raw_fastica")
+    assert [slip.comparable(r) for r in ("acc", "tpr", "tnr")] == [63.13, 31.98, 78.48]
+    other = paper.published("label_consistent-s3-p15-r0", "heatmap")
+    assert all(math.isnan(other.comparable(r)) for r in ("acc", "tpr", "tnr"))
+    mean = paper.published_statistics("33", "activation")
+    assert [mean.comparable(r) for r in ("acc", "tpr", "tnr")] == [89.55, 94.41, 87.16]
+    assert paper.published_statistics("15", "heatmap").comparable("acc") == 99.89
+    thesis = [row for row in paper.THESIS_STATISTICS if math.isnan(row.comparable("acc"))]
+    assert {(row.percent, row.method) for row in thesis} == {
+        ("10", "heatmap"), ("05", "heatmap"), ("02", "heatmap"),
+    }  # fmt: skip
+
+
+def test_per_class_rates_are_hits_of_test_images():
+    rates = paper.per_class_rates("amplitude-a32-p33-r0")
+    assert len(rates) == 43
+    assert rates[15] == pytest.approx(100 * 202 / 210)
+    assert [i for i, rate in enumerate(rates) if math.isnan(rate)] == [5]
+    assert sum(rate for rate in rates if rate == rate) / 42 == pytest.approx(25.65, abs=0.005)
+
+
+def test_the_errata_tell_which_layer_the_released_clustering_reads():
+    record = paper.erratum("activation-layer")
+    assert record.kind == "code"
+    assert "logits" in record.wrong
+    assert "Activation Clustering" in record.where
 
 
 def test_errata_are_complete_and_referenced_ids_exist():

@@ -4,11 +4,11 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
-import torch
+from runs import finish
 
 from nbsupport import __version__, results
 from nbsupport.artifacts import STAGES, ArtifactError, Run
-from nbsupport.results import collect, provenance, update_csv
+from nbsupport.results import collect, provenance, strength, update_csv
 from nbsupport.scenarios import PROFILES, Scenario
 
 COLUMNS = [
@@ -39,39 +39,6 @@ COLUMNS = [
     "commit",
 ]
 """Promised to readers of results.csv, in this order: a change needs their consent."""
-
-METHODS = ("raw", "heatmap")
-
-
-def method(seed, **values):
-    found = {
-        "acc": 90 + seed, "tpr": 80.123456789 + seed, "tnr": 99.0, "auroc": 97.5,
-        "n_tp": 16 + seed, "n_fn": 4, "n_tn": 39, "n_fp": 1, "seconds": 1.25,
-    }  # fmt: skip
-    return found | values
-
-
-def finish(run, methods=METHODS, seed=0, **training):
-    """Leave the records of a finished run."""
-    clean = run.scenario.attack == "clean"
-    counts = {"poison_rate_class": 0.0 if clean else 33.3, "n_poisoned": 0 if clean else 20}
-    record = {
-        "clean_accuracy": 97.75,
-        "asr": 100.0,
-        "masr": 88.5,
-        "attack_took": None if clean else True,
-        "counts": {
-            "train": counts | {"n_class": 60},
-            "validation": {"poison_rate_class": 1.0, "n_poisoned": 1, "n_class": 100},
-        },
-    }
-    for stage in ("attack", "relevance"):
-        run.save(stage, {"ids": np.arange(3)}, {})
-    run.save("training", {"w": torch.ones(1)}, record | training, device="cuda", seconds=100)
-    scores = {"scores": np.arange(3) + seed}
-    found = {name: method(seed + i) for i, name in enumerate(methods)}
-    run.save("detection", scores, {"methods": found}, seconds=7, device="cpu")
-    return run
 
 
 @pytest.fixture
@@ -144,13 +111,13 @@ def test_undefined_rates_are_empty(make, tmp_path):
     assert (row["asr"], row["attack_took"], row["masr"]) == ("", "", "88.5")
 
 
-def test_newer_rows_replace_those_of_the_same_run_alone(make, tmp_path):
+def test_newer_rows_replace_those_of_the_same_run_alone_if_the_rest_shall_stay(make, tmp_path):
     path = tmp_path / "results.csv"
     same, other, profile = make(), make("standard-s3-p33-r1"), make(profile="demo")
     update_csv(collect([same, other, profile]), path)
     before = pd.read_csv(path)
     newer = collect([make(methods=("heatmap", "activation"), seed=9)])
-    merged = update_csv(newer, path)
+    merged = update_csv(newer, path, keep=True)
     after = pd.read_csv(path)
     assert len(after) == len(merged) == 6
     mine = (after["profile"] == "tiny") & (after["scenario"] == "standard-s3-p33-r0")
@@ -161,6 +128,18 @@ def test_newer_rows_replace_those_of_the_same_run_alone(make, tmp_path):
     pd.testing.assert_frame_equal(after[~mine].reset_index(drop=True), rest)
 
 
+def test_rows_of_runs_that_are_gone_go_and_other_profiles_stay(make, tmp_path):
+    path = tmp_path / "results.csv"
+    runs = [make(), make("standard-s3-p33-r1"), make(profile="demo")]
+    update_csv(collect(runs), path)
+    update_csv(collect(runs[:1]), path)
+    left = pd.read_csv(path)[["profile", "scenario"]].drop_duplicates()
+    assert left.to_numpy().tolist() == [
+        ["demo", "standard-s3-p33-r0"],
+        ["tiny", "standard-s3-p33-r0"],
+    ]
+
+
 def test_update_is_idempotent(make, tmp_path):
     path = tmp_path / "results.csv"
     undefined = make("clean-r0", asr=None)
@@ -169,12 +148,12 @@ def test_update_is_idempotent(make, tmp_path):
     first = path.read_bytes()
     update_csv(collect(runs), path)
     assert path.read_text().splitlines() == first.decode().splitlines()
-    update_csv(collect(runs[1:]), path)
+    update_csv(collect(runs[1:]), path, keep=True)
     update_csv(collect([]), path)
     assert path.read_text().splitlines() == first.decode().splitlines()
     path.unlink()
     for run in reversed(runs):
-        update_csv(collect([run]), path)
+        update_csv(collect([run]), path, keep=True)
     assert path.read_bytes() == first, "the order of the updates shows"
 
 
@@ -194,9 +173,37 @@ def test_interrupted_update_keeps_the_old_file(make, tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir() if p.is_file()] == ["results.csv"]
 
 
+def test_strength_tells_the_images_behind_each_rate(make):
+    some = [None if c == 5 else 60.0 for c in range(43)]
+    runs = [make(), make("label_consistent-s3-p33-r0", masr=60.0, asr_per_class=some)]
+    table = strength(runs)
+    assert table["scenario"].tolist() == [str(r.scenario) for r in runs for _ in range(3)]
+    rows = table.set_index(["scenario", "rate"])
+    assert rows.loc[("standard-s3-p33-r0", "asr")].tolist() == [100.0, 30, 30.0]
+    assert rows.loc[("standard-s3-p33-r0", "clean_accuracy")].tolist() == [97.75, 430, 430.0]
+    value, n, effective = rows.loc[("label_consistent-s3-p33-r0", "masr")]
+    assert (value, n) == (60.0, 420)
+    # Classes of one size and one rate: their mean is the plain rate.
+    assert effective == pytest.approx(420)
+
+
+def test_small_classes_make_the_mean_over_classes_less_certain(make):
+    sizes = np.full(43, 10)
+    sizes[0] = 100_000
+    run = make("label_consistent-s3-p33-r0", confusion=np.diag(sizes))
+    row = strength([run]).set_index("rate").loc["masr"]
+    assert row["n"] == 100_410
+    assert row["n_effective"] < 1000
+
+
+def test_strength_of_no_runs_is_an_empty_table():
+    assert list(strength([]).columns) == ["scenario", "rate", "value", "n", "n_effective"]
+
+
 def test_provenance_names_what_the_results_are_made_of(make):
     runs = [make(), make("clean-r0", profile="demo")]
     found = provenance(runs)
+    assert found["profiles"] == ["demo", "tiny"]
     assert list(found["runs"]) == ["tiny/standard-s3-p33-r0", "demo/clean-r0"]
     for run in runs:
         stages = found["runs"][f"{run.profile}/{run.scenario}"]

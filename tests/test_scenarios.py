@@ -9,12 +9,14 @@ import pytest
 
 from nbsupport.scenarios import (
     ATTACKS,
+    EXTENDED,
     GRAMMAR,
     PAPER,
     PROFILES,
     Profile,
     Scenario,
     canonical_percent,
+    expand,
     paper_scenarios,
 )
 
@@ -277,6 +279,14 @@ def test_paper_has_31_experiments():
         "table1": 5, "table2": 5, "table3": 1, "table4": 3, "table5": 20
     }  # fmt: skip
     assert [str(s) for s in tables["table3"]] == ["standard-s3-p33-r0"]
+
+
+def test_extended_set_stands_beside_the_paper():
+    assert len(set(EXTENDED)) == len(EXTENDED) == 21
+    assert [str(Scenario.parse(name)) for name in EXTENDED] == list(EXTENDED)
+    assert not set(EXTENDED) & set(PAPER)
+    assert [str(s) for s in expand("extended")] == list(EXTENDED)
+    assert [str(s) for s in expand("paper, extended clean-r0")] == [*PAPER, *EXTENDED, "clean-r0"]
 
 
 def test_surrogate_is_one_for_all_repetitions():

@@ -120,6 +120,7 @@ def test_browse_redraws_when_a_control_changes():
     box = widgets.browse(lambda side, grey: calls.append((side, grey)), side=(1, 5), grey=False)
     slider, check = (c for c in box.children if not isinstance(c, ipywidgets.Output))
     assert slider.continuous_update is False
+    assert slider.style.description_width == "initial"
     slider.value = 4
     check.value = True
     assert calls[-2:] == [(4, False), (4, True)]

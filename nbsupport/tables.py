@@ -1,0 +1,400 @@
+"""The paper's tables beside ours, cell by cell, and the score of it all."""
+
+import json
+import math
+import zlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from nbsupport import figures, metrics, paper
+from nbsupport.artifacts import atomic, checksum, code_version
+from nbsupport.metrics import Interval
+from nbsupport.results import OURS
+
+__all__ = [
+    "COLUMNS", "PRINTED", "VERDICTS", "compare", "experiment", "export", "missing",
+    "pooled", "publish_scoreboard", "readable", "scoreboard", "styled",
+]  # fmt: skip
+
+PROPOSED = "heatmap"
+"""The method that the paper proposes: ours is held against its printed rates."""
+
+RATES = ("acc", "tpr", "tnr")
+
+PRINTED = {
+    **{number: tuple(row for row in paper.TABLES if row.table == number) for number in "1234"},
+    "5": paper.TABLE5,
+    "thesis": paper.THESIS_STICKER_SIZES + paper.THESIS_FULL_AMPLITUDE,
+    "thesis, means": paper.THESIS_STATISTICS,
+}
+"""Printed rows by table: the paper's five, then what only the thesis reports."""
+
+COLUMNS = [
+    "table", "experiment", "method", "rate", "printed", "paper", "ours", "difference", "low",
+    "high", "n", "n_runs", "paper_sigma", "sigma", "verdict", "note",
+]  # fmt: skip
+"""Columns of a comparison; see `compare`."""
+
+VERDICTS = ("better", "within", "worse", "weak", "missing", "no value")
+"""What can be said of a cell; see `compare`."""
+
+LAST_DIGIT = 0.005
+"""Half a unit of the last printed digit, in percentage points."""
+
+
+def experiment(scenario: str) -> str:
+    """Name what repetitions have in common: a scenario id without its repetition."""
+    return str(scenario).rsplit("-r", 1)[0]
+
+
+def pooled(rates, sizes) -> Interval:
+    """Mean of the rates of several runs, with a 95 % interval.
+
+    The images of all runs count together (Wilson). But images of one network are no independent
+    witnesses: where runs differ by more than their images explain, the number of images is divided
+    by that excess, the design effect.
+
+    Parameters
+    ----------
+    rates : array, shape (n_runs,)
+        Percent.
+    sizes : array, shape (n_runs,)
+        Images behind each rate.
+
+    Returns
+    -------
+    Interval
+        In percent; NaN without a run.
+    """
+    rates, sizes = np.asarray(rates, dtype=float), np.asarray(sizes, dtype=float)
+    if not len(rates) or np.isnan(rates).any():
+        return Interval(math.nan, math.nan, math.nan)
+    # A mean of rates that are all 100 may be a hair above it.
+    share, n = min(1.0, rates.mean() / 100), sizes.sum()
+    expected = 100**2 * share * (1 - share) / sizes.mean()
+    if len(rates) > 1 and expected > 0:
+        n /= max(1.0, rates.var(ddof=1) / expected)
+    return metrics.wilson(share * n, n)
+
+
+def compare(
+    results: pd.DataFrame, strength: pd.DataFrame, table: str, *, ours: str = OURS
+) -> pd.DataFrame:
+    """Set every cell of a printed table beside what came out here.
+
+    Repetitions of an experiment are taken together; a cell without a finished run stays, empty.
+
+    Parameters
+    ----------
+    results : DataFrame
+        From `results.collect`, of one profile.
+    strength : DataFrame
+        From `results.strength`, of the same runs.
+    table : str
+        One of `PRINTED`.
+    ours : str
+        Method that is added beside the paper's, held against the paper's own proposal.
+
+    Returns
+    -------
+    DataFrame
+        One row per cell, with `COLUMNS`. ``method`` is "attack" for attack success rates;
+        ``printed`` is what the paper says and ``paper`` what can be held against it
+        (`paper.Row.comparable`); ``ours`` is the mean over ``n_runs`` runs and ``sigma`` their
+        standard deviation; ``n`` counts the images of all runs and ``low`` to ``high`` is the
+        interval (`pooled`). Rates are in percent. ``verdict`` is "within" if the paper's value
+        lies in the interval, else "better" or "worse"; "weak" if the attack itself fell behind the
+        printed one and did not take, so that its detection cannot be compared; "missing" without a
+        run; "no value" where the paper prints none that holds.
+    """
+    if table not in PRINTED:
+        raise ValueError(f"no table is called {table!r}; choose one of {', '.join(PRINTED)}")
+    cells = []
+    for scenario in dict.fromkeys(row.scenario for row in PRINTED[table]):
+        rows = {row.method: row for row in PRINTED[table] if row.scenario == scenario}
+        here, tests = _repetitions(results, scenario), _repetitions(strength, scenario)
+        names = {"table": table, "experiment": experiment(scenario)}
+        note = _note(here, len(_wanted(table, scenario)))
+        first = next(iter(rows.values()))
+        attack = _attack_cell(paper.published(scenario, PROPOSED) or first, tests, names, note)
+        if attack and _strength(first):
+            cells.append(attack)
+        weak = bool(attack and attack["verdict"] == "worse" and here["attack_took"].eq(False).any())
+        if PROPOSED in rows and ours not in rows:
+            rows[ours] = rows[PROPOSED]
+        for method, row in rows.items():
+            of_method = here[here["method"] == method]
+            for rate in RATES:
+                values, n = of_method[rate], of_method[_IMAGES[rate]].sum(axis=1)
+                sigma = getattr(row, f"{rate}_std", math.nan)
+                cell = names | {"method": method, "rate": rate, "paper_sigma": sigma}
+                cell |= _cell(getattr(row, rate), row.comparable(rate), values, n, n)
+                cell["note"] = "; ".join(filter(None, (row.erratum, note)))
+                if weak and cell["verdict"] in ("better", "within", "worse"):
+                    cell["verdict"] = "weak"
+                cells.append(cell)
+    return pd.DataFrame(cells, columns=COLUMNS)
+
+
+_IMAGES = {
+    "acc": ["n_tp", "n_fn", "n_tn", "n_fp"],
+    "tpr": ["n_tp", "n_fn"],
+    "tnr": ["n_tn", "n_fp"],
+}
+
+
+def _repetitions(frame: pd.DataFrame, scenario: str) -> pd.DataFrame:
+    return frame[frame["scenario"].map(experiment) == experiment(scenario)]
+
+
+def _wanted(table: str, scenario: str) -> list[str]:
+    """Runs that a cell asks for: as many repetitions as its source says."""
+    row = next(row for row in PRINTED[table] if row.scenario == scenario)
+    return [f"{experiment(scenario)}-r{r}" for r in range(getattr(row, "runs", 1))]
+
+
+def _note(here: pd.DataFrame, wanted: int) -> str:
+    """Say how many runs stand behind a row, where that is not what its source says."""
+    runs = here.drop_duplicates("scenario")
+    failed = int(runs["attack_took"].eq(False).sum())
+    return "; ".join(
+        text
+        for text, told in (
+            (f"{len(runs)} of {wanted} runs", 0 < len(runs) < wanted),
+            (f"attack did not take in {failed} of {len(runs)} runs", failed),
+        )
+        if told
+    )
+
+
+def _strength(row) -> str:
+    """Name the attack success rate that a printed row has; empty where it has none."""
+    return next((r for r in ("asr", "masr") if getattr(row, r, None) is not None), "")
+
+
+def _attack_cell(row, tests: pd.DataFrame, names: Mapping, note: str) -> dict | None:
+    rate = _strength(row)
+    if not rate:
+        return None
+    printed, found = getattr(row, rate), tests[tests["rate"] == rate]
+    comparable = printed if row.valid else math.nan
+    cell = _cell(printed, comparable, found["value"], found["n"], found["n_effective"])
+    said = "; ".join(filter(None, ("" if row.valid else row.erratum, note)))
+    return dict(names) | {"method": "attack", "rate": rate} | cell | {"note": said}
+
+
+def _cell(printed: float, comparable: float, values, n, n_effective) -> dict:
+    interval = pooled(values, n_effective)
+    return {
+        "printed": printed,
+        "paper": comparable,
+        "ours": interval.estimate,
+        "difference": interval.estimate - comparable,
+        "low": interval.low,
+        "high": interval.high,
+        "n": int(n.sum()),
+        "n_runs": len(values),
+        # As the source: the deviation of the runs themselves, not the estimate for all runs.
+        "sigma": float(np.std(values)) if len(values) > 1 else math.nan,
+        "verdict": _verdict(comparable, interval),
+    }
+
+
+def _verdict(comparable: float, interval: Interval) -> str:
+    if math.isnan(comparable):
+        return "no value"
+    if math.isnan(interval.estimate):
+        return "missing"
+    if interval.low - LAST_DIGIT <= comparable <= interval.high + LAST_DIGIT:
+        return "within"
+    return "better" if interval.estimate > comparable else "worse"
+
+
+def missing(results: pd.DataFrame, table: str) -> list[str]:
+    """List the ids of the runs that a table asks for and that are not finished."""
+    here = set(results["scenario"])
+    scenarios = dict.fromkeys(row.scenario for row in PRINTED[table])
+    return [run for s in scenarios for run in _wanted(table, s) if run not in here]
+
+
+def scoreboard(cells: pd.DataFrame) -> pd.DataFrame:
+    """Count the cells of each method by verdict.
+
+    Parameters
+    ----------
+    cells : DataFrame
+        From `compare`, of one table or of several in a row.
+
+    Returns
+    -------
+    DataFrame
+        One row per method in order of appearance: ``method``, ``cells``, then `VERDICTS`.
+    """
+    counts = pd.crosstab(cells["method"], cells["verdict"])
+    counts = counts.reindex(index=cells["method"].unique(), columns=VERDICTS, fill_value=0)
+    counts.insert(0, "cells", counts.sum(axis=1))
+    return counts.rename_axis(index="method", columns=None).reset_index()
+
+
+def publish_scoreboard(cells: pd.DataFrame, folder: Path, provenance: Mapping[str, Any]):
+    """Write the scoreboard as ``scoreboard.{csv,md,tex,pdf,png,json}``.
+
+    Parameters
+    ----------
+    cells : DataFrame
+        From `compare`, of all tables.
+    folder : Path
+        Where to.
+    provenance : mapping
+        From `results.provenance`.
+
+    Returns
+    -------
+    board : DataFrame
+        From `scoreboard`.
+    fig : Figure
+        The same as bars, still open.
+    """
+    board = scoreboard(cells)
+    sums = board[board["method"] != "attack"][["better", "within", "worse"]].sum()
+    title = f"{sums['better'] + sums['within']} of {sums.sum()} printed rates are met or bettered"
+    fig = figures.scoreboard_bars(board, title=title)
+    figures.save(fig, "scoreboard", folder)
+    export(board, "scoreboard", folder, provenance)
+    return board, fig
+
+
+def readable(cells: pd.DataFrame) -> pd.DataFrame:
+    """Write the cells of a comparison as a reader wants them, all as text.
+
+    A printed value that cannot be held against ours stands in brackets; one that an erratum puts
+    right stands in brackets behind the right one.
+    """
+    spread = cells[["paper_sigma", "sigma"]].notna().any().any()
+    columns = {
+        "experiment": cells["experiment"],
+        "method": _labels(cells),
+        "rate": cells["rate"].str.upper(),
+        "paper": [_printed(*pair) for pair in zip(cells["printed"], cells["paper"], strict=True)],
+        "ours": cells["ours"].map(_number),
+        "difference": cells["difference"].map("{:+.2f}".format).replace("+nan", "–"),
+        "95 % interval": [
+            "–" if math.isnan(low) else f"{low:.2f} – {high:.2f}"
+            for low, high in zip(cells["low"], cells["high"], strict=True)
+        ],
+        "n": cells["n"].map("{:,}".format),
+        "runs": cells["n_runs"].astype(str),
+    }
+    if spread:
+        columns |= {
+            "σ, paper": cells["paper_sigma"].map(_number),
+            "σ, ours": cells["sigma"].map(_number),
+        }
+    return pd.DataFrame(columns | {"verdict": cells["verdict"], "note": cells["note"]})
+
+
+def styled(cells: pd.DataFrame, caption: str) -> "pd.io.formats.style.Styler":
+    """Show the finished cells of a comparison; the caption names the experiments still missing."""
+    done = cells[cells["n_runs"] > 0]
+    absent = [e for e in cells["experiment"].unique() if e not in set(done["experiment"])]
+    text = readable(done).set_index(["experiment", "method", "rate"])
+    colours = {
+        verdict: f"color: black; background-color: {colour}"
+        for verdict, colour in (("better", "#d6e9f5"), ("worse", "#fbe3d0"))
+    }
+    return (
+        text.style.map(lambda v: colours.get(v, ""), ["verdict"])
+        .set_caption(caption + (f" (not finished: {', '.join(absent)})" if absent else ""))
+        # Else random: the same table would never give the same page.
+        .set_uuid(f"{zlib.crc32((caption + text.to_csv()).encode()):08x}")
+        .set_table_styles(
+            [
+                {"selector": "caption", "props": "text-align: left; font-weight: bold;"},
+                {"selector": "th.row_heading", "props": "text-align: left; font-weight: normal;"},
+            ]
+        )
+    )
+
+
+def export(
+    table: pd.DataFrame, name: str, folder: Path, provenance: Mapping[str, Any]
+) -> list[Path]:
+    """Write a table as CSV (numbers), Markdown and LaTeX (text), and where it comes from as JSON.
+
+    Parameters
+    ----------
+    table : DataFrame
+        A comparison, whose texts become `readable`, or any other table with a ``method``.
+    name : str
+        Stem of the files.
+    folder : Path
+        Where to.
+    provenance : mapping
+        From `results.provenance`; of its runs those stay that the table is made from.
+
+    Returns
+    -------
+    list of Path
+        CSV, Markdown, LaTeX, JSON.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    compared = "experiment" in table
+    text = (
+        readable(table) if list(table.columns) == COLUMNS else table.assign(method=_labels(table))
+    )
+    body = {
+        ".csv": table.to_csv(index=False, float_format="%.6g"),
+        ".md": _markdown(text),
+        ".tex": text.to_latex(index=False, escape=True, longtable=len(text) > 40),
+    }
+    paths = []
+    for suffix, content in body.items():
+        paths.append(folder / f"{name}{suffix}")
+        with atomic(paths[-1]) as temporary:
+            temporary.write_text(content)
+    runs = {
+        run: told
+        for run, told in provenance["runs"].items()
+        if not compared or experiment(run.split("/")[1]) in set(table["experiment"])
+    }
+    # Pictures of the same name, if any, belong to the same table.
+    files = [path for path in sorted(folder.glob(f"{name}.*")) if path.suffix != ".json"]
+    note = {
+        "table": name,
+        "files": {path.name: checksum(path) for path in files},
+        "code": code_version(),
+        **provenance,
+        "runs": runs,
+    }
+    paths.append(folder / f"{name}.json")
+    with atomic(paths[-1]) as temporary:
+        temporary.write_text(json.dumps(note, indent=1, allow_nan=False) + "\n")
+    return paths
+
+
+def _labels(table: pd.DataFrame) -> list[str]:
+    return [
+        "attack success" if name == "attack" else figures.method_style(name).label
+        for name in table["method"]
+    ]
+
+
+def _number(value: float) -> str:
+    return "–" if math.isnan(value) else f"{value:.2f}"
+
+
+def _printed(printed: float, comparable: float) -> str:
+    if math.isnan(comparable):
+        return f"({printed:.2f})"
+    return _number(comparable) + ("" if comparable == printed else f" ({printed:.2f})")
+
+
+def _markdown(text: pd.DataFrame) -> str:
+    rows: Iterable = [text.columns, ["---"] * len(text.columns), *text.itertuples(index=False)]
+    lines = ["| " + " | ".join(str(v).replace("|", "\\|") for v in row) + " |" for row in rows]
+    return "\n".join(lines) + "\n"

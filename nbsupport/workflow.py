@@ -1,0 +1,245 @@
+"""The workflow seen from outside: grids of scenarios, the command that runs them, what is left.
+
+Snakemake decides what runs (see the Snakefile); nothing here imports it.
+"""
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from itertools import product
+from pathlib import Path
+from statistics import mean
+
+from nbsupport import ROOT
+from nbsupport.artifacts import STAGES, Run
+from nbsupport.scenarios import Profile, Scenario
+
+__all__ = ["Progress", "command", "execute", "grid", "progress", "wanted"]
+
+STARTUP = 10.0
+"""Seconds from the start of a job to the first line of its notebook: Snakemake, kernel, torch."""
+
+
+def grid(
+    attacks: Iterable[str],
+    percents: Iterable[str],
+    repetitions: int = 1,
+    *,
+    sides: Iterable[int] = (),
+    amplitudes: Iterable[int] = (),
+) -> tuple[Scenario, ...]:
+    """Name every combination of attack, size, rate and repetition.
+
+    Parameters
+    ----------
+    attacks : iterable of str
+        Families, such as "standard" or "amplitude".
+    percents : iterable of str
+        Poisoned shares of the target class in percent.
+    repetitions : int
+        How often each is run: repetitions 0 to ``repetitions - 1``.
+    sides : iterable of int
+        Sides of the sticker in pixels, for attacks with one; default 3.
+    amplitudes : iterable of int
+        Amplitudes (or opacities in percent), for attacks with one.
+
+    Raises
+    ------
+    ValueError
+        If a combination is no scenario, or an attack lacks its sizes.
+    """
+    if repetitions < 1:
+        raise ValueError(f"{repetitions} repetitions; expected at least 1")
+    percents, sides, amplitudes = tuple(percents), tuple(sides) or (3,), tuple(amplitudes)
+    found = []
+    for attack in attacks:
+        sticker = attack in ("standard", "label_consistent")
+        name, sizes = ("side", sides) if sticker else ("amplitude", amplitudes)
+        if not sizes:
+            raise ValueError(f"{attack} attacks need amplitudes: --a 128,64,32")
+        for size, percent, repetition in product(sizes, percents, range(repetitions)):
+            found.append(
+                Scenario(attack, percent=percent, repetition=repetition, **{name: int(size)})
+            )
+    return tuple(dict.fromkeys(found))
+
+
+def command(
+    scenarios: Iterable[Scenario | str],
+    profile: Profile | str,
+    *,
+    jobs: int = 2,
+    gpus: int = 1,
+    options: Sequence[str] = (),
+    **config: str | int | None,
+) -> list[str]:
+    """Build the command that runs scenarios, as ``make run`` does.
+
+    Parameters
+    ----------
+    scenarios, profile
+        What is run.
+    jobs : int
+        Jobs, and so cores, at a time.
+    gpus : int
+        Jobs on the GPU at a time.
+    options : sequence of str
+        Further options of Snakemake, such as "--dry-run".
+    **config
+        Settings of the Snakefile: runs, data, device, minutes; None leaves its default.
+    """
+    settings = {"profile": profile, "scenarios": " ".join(map(str, scenarios)), **config}
+    return [
+        sys.executable, "-m", "snakemake", "--cores", str(jobs), "--keep-going",
+        "--rerun-incomplete", "--resources", f"gpu={gpus}",
+        # Compared by content up to here: a payload that is written anew with the same bytes makes
+        # nothing old.
+        "--max-checksum-file-size", "1000000000", "--quiet", "rules", "host", "reason", "--nocolor",
+        *options, "--config", *(f"{k}={v}" for k, v in settings.items() if v is not None),
+    ]  # fmt: skip
+
+
+def execute(
+    words: Sequence[str], watch: Callable[[], str | None] | None = None, every: float = 5.0
+) -> int:
+    """Run a command in the repository and say now and then how far it is.
+
+    Parameters
+    ----------
+    words : sequence of str
+        From `command`.
+    watch : callable, optional
+        Asked every few seconds; returns a line to print, or None.
+    every : float
+        Seconds between two questions.
+
+    Returns
+    -------
+    int
+        Exit status of the command.
+    """
+    process = subprocess.Popen(words, cwd=ROOT)
+    # Whoever ends us wants it ended too; it then tidies up after itself.
+    before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+    try:
+        while True:
+            try:
+                return process.wait(every)
+            except subprocess.TimeoutExpired:
+                line = watch() if watch else None
+                if line:
+                    print(f"[{line}]", file=sys.stderr, flush=True)
+            except KeyboardInterrupt:
+                pass  # the terminal has told it as well: wait until it has tidied up
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def wanted(scenario: Scenario) -> tuple[str, ...]:
+    """List the stages of a run; a clean one serves as surrogate and holds no poison to detect."""
+    return tuple(STAGES)[: 2 if scenario.attack == "clean" else None]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a list of runs is.
+
+    Parameters
+    ----------
+    finished, total : int
+        Runs.
+    steps : int
+        Stages that are finished, surrogates included.
+    seconds : float or None
+        Estimate of the time left; None before every kind of stage has finished once.
+    jobs : int
+        Jobs at a time, which the estimate counts on.
+    """
+
+    finished: int
+    total: int
+    steps: int
+    seconds: float | None
+    jobs: int
+
+    def __str__(self):
+        line = f"{self.finished} of {self.total} runs finished"
+        if self.finished == self.total:
+            return line
+        if self.seconds is None:
+            return f"{line}, no estimate before each kind of step has been done once"
+        minutes = self.seconds / 60
+        left = f"{minutes / 60:.1f} h" if minutes > 90 else f"{max(1, round(minutes))} min"
+        return f"{line}, about {left} left on {self.jobs} job{'s' * (self.jobs > 1)}"
+
+
+def progress(runs: Sequence[Run], *, jobs: int = 2, gpus: int = 1) -> Progress:
+    """Count finished runs and estimate the time left from what finished records say.
+
+    Each missing stage is expected to take the mean of the finished ones of the same profile, those
+    of the same attack family if there are any. The longest chain of stages, the jobs and the GPU
+    each set a lower bound; the highest one counts.
+
+    Parameters
+    ----------
+    runs : sequence of Run
+        Runs that were asked for, all of one profile; their surrogates are added.
+    jobs, gpus : int
+        Jobs at a time, and jobs on a GPU at a time.
+    """
+    if not runs:
+        return Progress(0, 0, 0, 0.0, jobs)
+    surrogates = [run.of(run.scenario.surrogate) for run in runs if run.scenario.needs_surrogate]
+    every = {run.scenario: run for run in (*runs, *surrogates)}
+    missing = {
+        scenario: [s for s in wanted(scenario) if not _told(run.path(s), run.profile)]
+        for scenario, run in every.items()
+    }
+    known, chains, gpu, blind = _known(runs[0]), {}, 0.0, False
+    for scenario, stages in missing.items():
+        chains[scenario] = 0.0
+        for stage in stages:
+            alike = known.get((stage, scenario.attack)) or known.get((stage, ""), [])
+            blind = blind or not alike
+            seconds = STARTUP + mean([seconds for seconds, _ in alike] or [0.0])
+            chains[scenario] += seconds
+            gpu += seconds if any(cuda for _, cuda in alike) else 0.0
+    # Whoever needs a surrogate waits for it.
+    longest = max(chains[s] + (chains[s.surrogate] if s.needs_surrogate else 0.0) for s in chains)
+    return Progress(
+        finished=sum(not missing[run.scenario] for run in runs),
+        total=len(runs),
+        steps=sum(len(wanted(s)) - len(stages) for s, stages in missing.items()),
+        seconds=None if blind else max(sum(chains.values()) / jobs, gpu / gpus, longest),
+        jobs=jobs,
+    )
+
+
+def _known(run: Run) -> dict[tuple[str, str], list[tuple[float, bool]]]:
+    """Seconds of all finished stages of a profile, and whether a GPU was used.
+
+    Keys are the stage with the attack family, and the stage alone.
+    """
+    known: dict[tuple[str, str], list[tuple[float, bool]]] = {}
+    for stage in STAGES:
+        for path in Path(run.runs).glob(f"{run.profile}/*/{stage}.json"):
+            record = _told(path, run.profile)
+            if record:
+                found = record["seconds"], str(record["device"]).startswith("cuda")
+                known.setdefault((stage, path.parent.name.split("-")[0]), []).append(found)
+                known.setdefault((stage, ""), []).append(found)
+    return known
+
+
+def _told(path: Path, profile: Profile) -> dict | None:
+    """Read a record without proving its payload: progress is asked for every few seconds."""
+    try:
+        record = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    # What was made by an older recipe or an older profile will be made anew.
+    recipe = record.get("version"), record.get("settings")
+    return record if recipe == (STAGES[path.stem].version, asdict(profile)) else None

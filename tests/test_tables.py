@@ -1,0 +1,252 @@
+import json
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from runs import detected, finish
+
+from nbsupport import metrics, results, tables
+from nbsupport.artifacts import Run, checksum
+from nbsupport.scenarios import PAPER, PROFILES, Scenario
+
+
+@pytest.fixture
+def make(tmp_path):
+    def make(text, **methods):
+        poisoned = {m: counts for m, counts in methods.items() if isinstance(counts, tuple)}
+        training = {name: value for name, value in methods.items() if name not in poisoned}
+        run = Run(tmp_path / "runs", PROFILES["fast"], Scenario.parse(text))
+        return finish(run, {m: detected(*c) for m, c in poisoned.items()}, **training)
+
+    return make
+
+
+def compared(runs, table, **options):
+    return tables.compare(results.collect(runs), results.strength(runs), table, **options)
+
+
+def cell(cells, method, rate, experiment=None):
+    chosen = cells[(cells["method"] == method) & (cells["rate"] == rate)]
+    if experiment:
+        chosen = chosen[chosen["experiment"] == experiment]
+    (row,) = chosen.to_dict("records")
+    return row
+
+
+STANDARD = {"activation": (738, 75, 1596, 54), "heatmap": (812, 1, 1650, 0)}
+"""The paper's own counts at 33 %: whoever repeats them must be told that nothing differs."""
+
+
+def test_cells_of_every_printed_table_are_there_without_any_run():
+    nothing = results.collect([]), results.strength([])
+    sizes = {table: len(tables.compare(*nothing, table)) for table in tables.PRINTED}
+    # Experiments, with three rates of two methods and of ours, and an attack rate; Table 3: two
+    # methods; Table 5 prints no attack rate.
+    assert sizes == {
+        "1": 5 * 10, "2": 5 * 10, "3": 6, "4": 3 * 10, "5": 2 * 9,
+        "thesis": 13 * 10, "thesis, means": 5 * 9,
+    }  # fmt: skip
+    cells = tables.compare(*nothing, "1")
+    assert list(cells.columns) == tables.COLUMNS
+    assert set(cells["verdict"]) == {"missing"}
+    assert cells["ours"].isna().all()
+    assert (cells["n_runs"] == 0).all()
+    with pytest.raises(ValueError, match="no table is called '6'; choose one of 1, 2"):
+        tables.compare(*nothing, "6")
+
+
+def test_the_paper_held_against_itself_differs_nowhere(make):
+    cells = compared([make("standard-s3-p33-r0", **STANDARD)], "1")
+    mine = cells[(cells["experiment"] == "standard-s3-p33") & (cells["method"] != "mixture")]
+    assert set(mine["verdict"]) == {"within"}
+    assert mine["difference"].abs().max() < 0.006
+    row = cell(cells, "heatmap", "tpr", "standard-s3-p33")
+    wilson = metrics.wilson(812, 813)
+    assert (row["paper"], row["n"], row["n_runs"]) == (99.88, 813, 1)
+    assert (row["ours"], row["low"], row["high"]) == pytest.approx(
+        (wilson.estimate, wilson.low, wilson.high)
+    )
+    assert math.isnan(row["sigma"])
+
+
+def test_our_detector_is_held_against_the_proposal(make):
+    runs = [make("standard-s3-p33-r0", mine=(813, 0, 1600, 50), **STANDARD)]
+    cells = compared(runs, "1", ours="mine")
+    row = cell(cells, "mine", "tnr", "standard-s3-p33")
+    assert (row["paper"], row["verdict"]) == (100.0, "worse")
+    assert row["difference"] == pytest.approx(-100 * 50 / 1650)
+    assert "mine" not in set(compared(runs, "3", ours="mine")["method"])
+    # The paper's method as ours is no second row.
+    assert len(compared(runs, "1", ours="heatmap")) == 5 * 7
+
+
+def test_better_and_worse_go_by_the_interval(make):
+    runs = [make("standard-s3-p15-r0", activation=(270, 21, 1650, 0), heatmap=(280, 11, 1650, 0))]
+    cells = compared(runs, "1")
+    found = {
+        (m, r): cell(cells, m, r, "standard-s3-p15")["verdict"]
+        for m in ("activation", "heatmap")
+        for r in ("acc", "tpr", "tnr")
+    }
+    assert found == {
+        ("activation", "acc"): "better", ("activation", "tpr"): "worse",
+        ("activation", "tnr"): "better", ("heatmap", "acc"): "worse",
+        ("heatmap", "tpr"): "worse", ("heatmap", "tnr"): "within",
+    }  # fmt: skip
+
+
+def test_a_row_of_another_experiment_is_shown_and_not_compared(make):
+    runs = [make("label_consistent-s3-p15-r0", heatmap=(240, 8, 1402, 0), masr=83.15)]
+    cells = compared(runs, "2")
+    row = cell(cells, "heatmap", "tpr", "label_consistent-s3-p15")
+    assert (row["printed"], row["verdict"], row["note"]) == (96.69, "no value", "table2-p15")
+    assert math.isnan(row["paper"])
+    assert row["ours"] == pytest.approx(100 * 240 / 248)
+    attack = cell(cells, "attack", "masr", "label_consistent-s3-p15")
+    assert (attack["verdict"], attack["note"]) == ("no value", "table2-p15")
+    text = tables.readable(cells)
+    assert "(96.69)" in set(text["paper"])
+
+
+def test_a_corrected_print_is_compared_as_corrected():
+    nothing = results.collect([]), results.strength([])
+    row = cell(tables.compare(*nothing, "1"), "activation", "tnr", "standard-s3-p10")
+    assert (row["printed"], row["paper"], row["note"]) == (86.17, 86.67, "table1-p10")
+    mean = cell(tables.compare(*nothing, "5"), "activation", "acc", "label_consistent-s3-p33")
+    assert (mean["printed"], mean["paper"], mean["paper_sigma"]) == (90.36, 89.55, 6.81)
+    assert "86.67 (86.17)" in set(tables.readable(tables.compare(*nothing, "1"))["paper"])
+
+
+def test_repetitions_are_taken_together_with_their_spread(make):
+    hits = (544, 540, 500)
+    runs = [
+        make(f"label_consistent-s3-p33-r{r}", heatmap=(tp, 544 - tp, 1106, 0))
+        for r, tp in enumerate(hits)
+    ]
+    cells = compared(runs, "5")
+    row = cell(cells, "heatmap", "tpr", "label_consistent-s3-p33")
+    rates = [100 * tp / 544 for tp in hits]
+    assert row["ours"] == pytest.approx(np.mean(rates))
+    assert row["sigma"] == pytest.approx(np.std(rates))
+    assert (row["n"], row["n_runs"], row["paper_sigma"]) == (3 * 544, 3, 0.58)
+    assert row["note"] == "3 of 10 runs"
+    # The runs differ by far more than 544 images explain: the plain interval would be too narrow.
+    plain = metrics.wilson(sum(hits), 3 * 544)
+    assert row["low"] < plain.low - 1
+    assert row["high"] > plain.high
+    same = cell(compared(runs, "2"), "heatmap", "tpr", "label_consistent-s3-p33")
+    assert same["ours"] == row["ours"]
+    assert tables.missing(results.collect(runs), "5")[0] == "label_consistent-s3-p33-r3"
+
+
+def test_pooled_interval_covers_runs_that_differ():
+    # Beta-distributed rates of runs, mean 0.9: 95 % intervals must hold the mean about as often.
+    rng = np.random.default_rng(0)
+    held, trials = 0, 400
+    for _ in range(trials):
+        share = rng.beta(45, 5, size=10)
+        found = tables.pooled(100 * rng.binomial(300, share) / 300, np.full(10, 300))
+        held += found.low <= 90 <= found.high
+    assert held / trials > 0.88
+    equal = tables.pooled([90.0, 90.0], [300, 300])
+    assert equal == metrics.wilson(540, 600)
+    assert tables.pooled([100.00000000000001] * 3, [7, 7, 7]) == metrics.wilson(21, 21)
+    assert math.isnan(tables.pooled([], []).estimate)
+
+
+def test_an_attack_that_failed_here_alone_makes_its_detection_weak(make):
+    weak = make("standard-s3-p02-r0", heatmap=(0, 34, 1650, 0), asr=69.0, attack_took=False)
+    cells = compared([weak], "1")
+    row = cell(cells, "heatmap", "acc", "standard-s3-p02")
+    assert (row["verdict"], row["paper"]) == ("weak", 52.85)
+    assert row["note"] == "attack did not take in 1 of 1 runs"
+    assert cell(cells, "attack", "asr", "standard-s3-p02")["verdict"] == "worse"
+    # The paper's own attack of amplitude 32 is as weak: there is something to compare.
+    some = [None if c == 5 else 25.65 for c in range(43)]
+    same = make(
+        "amplitude-a32-p33-r0", heatmap=(318, 226, 1028, 78), masr=25.65, asr_per_class=some,
+        attack_took=False,
+    )  # fmt: skip
+    found = compared([same], "4")
+    found = found[found["experiment"] == "amplitude-a32-p33"]
+    assert set(found[found["method"] == "heatmap"]["verdict"]) == {"within"}
+
+
+def test_missing_names_what_the_paper_needs():
+    nothing = results.collect([])
+    names = [run for table in "12345" for run in tables.missing(nothing, table)]
+    assert set(names) == set(PAPER)
+    assert tables.missing(nothing, "3") == ["standard-s3-p33-r0"]
+
+
+def test_scoreboard_counts_every_cell_once(make):
+    cells = compared([make("standard-s3-p33-r0", **STANDARD)], "1")
+    board = tables.scoreboard(cells).set_index("method")
+    assert list(board.index) == ["attack", "activation", "heatmap", "mixture"]
+    assert board["cells"].tolist() == [5, 15, 15, 15]
+    assert (board[list(tables.VERDICTS)].sum(axis=1) == board["cells"]).all()
+    assert board.loc["heatmap", ["within", "missing"]].tolist() == [3, 12]
+
+
+def test_scoreboard_is_written_with_its_picture_and_origin(make, tmp_path):
+    run = make("standard-s3-p33-r0", **STANDARD)
+    cells = compared([run], "1")
+    out = tmp_path / "out"
+    board, fig = tables.publish_scoreboard(cells, out, results.provenance([run]))
+    assert {p.name for p in out.iterdir()} == {
+        f"scoreboard.{kind}" for kind in ("csv", "md", "tex", "pdf", "png", "json")
+    }
+    assert "Heatmap Clustering" in (out / "scoreboard.md").read_text()
+    note = json.loads((out / "scoreboard.json").read_text())
+    assert set(note["files"]) == {f"scoreboard.{k}" for k in ("csv", "md", "tex", "pdf", "png")}
+    assert all(checksum(out / name) == digest for name, digest in note["files"].items())
+    assert list(note["runs"]) == ["fast/standard-s3-p33-r0"]
+    written = [int(text.get_text() or 0) for text in fig.axes[0].texts]
+    assert sum(written) == board["cells"].sum() == 50
+
+
+def test_export_writes_numbers_texts_and_the_runs_it_is_made_from(make, tmp_path):
+    mine, other = make("standard-s3-p33-r0", **STANDARD), make("clean-r0")
+    cells = compared([mine], "1")
+    paths = tables.export(cells, "table1", tmp_path / "out", results.provenance([mine, other]))
+    assert [p.name for p in paths] == ["table1.csv", "table1.md", "table1.tex", "table1.json"]
+    read = pd.read_csv(paths[0])
+    assert list(read.columns) == tables.COLUMNS
+    assert len(read) == 50
+    lines = paths[1].read_text().splitlines()
+    assert len(lines) == 52
+    assert len({line.count("|") for line in lines}) == 1
+    assert "| standard-s3-p33 | Heatmap Clustering | TPR | 99.88 | 99.88 |" in paths[1].read_text()
+    latex = paths[2].read_text()
+    assert latex.count(r"\begin{") == latex.count(r"\end{")
+    assert "95 \\% interval" in latex
+    assert "_" not in latex.replace(r"\_", "")
+    note = json.loads(paths[3].read_text())
+    stages = note["runs"].pop("fast/standard-s3-p33-r0")
+    assert note["runs"] == {}, "clean-r0 is no part of Table 1"
+    assert stages["training"]["device"] == "cuda"
+    assert stages["training"]["seconds"] == 100
+    first = [path.read_bytes() for path in paths]
+    tables.export(cells, "table1", tmp_path / "out", results.provenance([mine, other]))
+    assert [path.read_bytes() for path in paths] == first
+
+
+def test_spreads_are_shown_where_there_are_any(make):
+    runs = [make(f"label_consistent-s3-p33-r{r}", heatmap=(540, 4, 1106, 0)) for r in (0, 1)]
+    text = tables.readable(compared(runs, "5"))
+    row = text[(text["method"] == "Heatmap Clustering") & (text["rate"] == "TPR")].iloc[0]
+    assert (row["σ, paper"], row["σ, ours"], row["runs"]) == ("0.58", "0.00", "2")
+    single = tables.readable(compared([make("standard-s3-p33-r0", **STANDARD)], "1"))
+    assert "σ, ours" not in single
+
+
+def test_styled_shows_what_is_finished_and_names_the_rest(make):
+    cells = compared([make("standard-s3-p33-r0", **STANDARD)], "1")
+    html = tables.styled(cells, "Table 1").to_html()
+    assert "Heatmap Clustering" in html
+    assert "not finished: standard-s3-p15, standard-s3-p10" in html
+    assert html.count("<td") == 10 * 8 - 3 * 8, "nothing of ours is there, so no row of it"
+    assert html == tables.styled(cells, "Table 1").to_html()
+    nothing = tables.compare(results.collect([]), results.strength([]), "3")
+    assert "not finished: standard-s3-p33" in tables.styled(nothing, "Table 3").to_html()

@@ -1,0 +1,298 @@
+"""Grids, the command line of the workflow, progress, and one chain on a stand-in for a cluster."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+
+import pytest
+from runs import finish
+
+from nbsupport import ROOT, artifacts, results, workflow
+from nbsupport.artifacts import Run
+from nbsupport.cli import main
+from nbsupport.results import collect, update_csv
+from nbsupport.scenarios import PAPER, PROFILES, Scenario, expand
+from nbsupport.workflow import STARTUP, grid, progress
+
+
+def names(scenarios):
+    return [str(scenario) for scenario in scenarios]
+
+
+def test_grid_is_every_combination_in_order():
+    found = grid(["standard"], ["1", "15"], 2, sides=[2, 3])
+    assert names(found) == [
+        f"standard-s{s}-p{p}-r{r}" for s in (2, 3) for p in ("01", "15") for r in (0, 1)
+    ]
+    assert names(grid(["amplitude", "standard"], ["33"], amplitudes=[64, 32])) == [
+        "amplitude-a64-p33-r0",
+        "amplitude-a32-p33-r0",
+        "standard-s3-p33-r0",
+    ]
+    # Rates written twice in two ways are one experiment.
+    assert names(grid(["standard"], ["5", "05", "5.0"])) == ["standard-s3-p05-r0"]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"attacks": ["amplitude"]}, "need amplitudes: --a"),
+        ({"attacks": ["nope"], "amplitudes": [1]}, "attack is 'nope'"),
+        ({"percents": ["100"]}, "not between 0 and 100"),
+        ({"sides": [40]}, "side is 40"),
+        ({"repetitions": 0}, "expected at least 1"),
+    ],
+)
+def test_wrong_grids_are_refused(options, words):
+    with pytest.raises(ValueError, match=words):
+        grid(**{"attacks": ["standard"], "percents": ["15"]} | options)
+
+
+def test_command_holds_every_setting_and_leaves_defaults_to_the_workflow():
+    line = workflow.command(
+        expand("clean-r0 standard-s3-p15-r0"), "tiny", jobs=3, gpus=2, options=["--dry-run"],
+        runs="a folder", data=None, minutes=5,
+    )  # fmt: skip
+    assert line[line.index("--cores") + 1] == "3"
+    assert line[line.index("--resources") + 1] == "gpu=2"
+    assert line.index("--dry-run") < line.index("--config")
+    assert line[line.index("--config") + 1 :] == [
+        "profile=tiny", "scenarios=clean-r0 standard-s3-p15-r0", "runs=a folder", "minutes=5",
+    ]  # fmt: skip
+
+
+@pytest.fixture
+def make(tmp_path):
+    def make(text, done=True):
+        run = Run(tmp_path, PROFILES["tiny"], Scenario.parse(text))
+        return finish(run) if done else run
+
+    return make
+
+
+SECONDS = {"attack": 2, "training": 100, "relevance": 30, "detection": 7}
+"""What `runs.finish` writes into its records."""
+CHAIN = sum(SECONDS.values()) + 4 * STARTUP
+
+
+def test_progress_of_nothing_and_of_everything(make):
+    assert str(progress([make("standard-s3-p15-r0")])) == "1 of 1 runs finished"
+    assert str(progress([])) == "0 of 0 runs finished"
+
+
+def test_without_a_finished_step_there_is_no_estimate(make):
+    found = progress([make("standard-s3-p15-r0", done=False)])
+    assert (found.finished, found.steps, found.seconds) == (0, 0, None)
+    assert str(found).startswith("0 of 1 runs finished, no estimate before")
+
+
+def test_time_left_is_what_finished_steps_took(make, monkeypatch):
+    runs = [make("standard-s3-p15-r0"), *(make(f"standard-s3-p{p}-r0", False) for p in (33, 10))]
+    found = progress(runs, jobs=1, gpus=2)
+    assert (found.finished, found.total, found.steps) == (1, 3, 4)
+    assert found.seconds == pytest.approx(2 * CHAIN)
+    assert str(found) == "1 of 3 runs finished, about 6 min left on 1 job"
+    # Two chains on two jobs take as long as one; on many jobs no chain is shorter than itself.
+    assert progress(runs, jobs=2, gpus=2).seconds == pytest.approx(CHAIN)
+    assert progress(runs, jobs=9, gpus=9).seconds == pytest.approx(CHAIN)
+    # Trainings ran on a GPU, of which there is one.
+    gpu = 2 * (SECONDS["training"] + STARTUP)
+    assert progress(runs, jobs=9, gpus=1).seconds == pytest.approx(gpu)
+    runs[1].path("training").parent.mkdir(parents=True)
+    finish(runs[1])
+    runs[1].path("detection").unlink()
+    found = progress(runs, jobs=1, gpus=2)
+    assert (found.finished, found.steps) == (1, 7)
+    assert found.seconds == pytest.approx(CHAIN + SECONDS["detection"] + STARTUP)
+    # A newer recipe makes what is there worthless, for the run and for the estimate.
+    newer = artifacts.STAGES["training"].version + 1
+    stage = artifacts.Stage("training", "model.safetensors", "02_training", newer)
+    monkeypatch.setitem(artifacts.STAGES, "training", stage)
+    found = progress(runs, jobs=1)
+    assert (found.finished, found.seconds) == (0, None)
+
+
+def test_surrogates_are_waited_for_and_not_counted_as_runs(make):
+    make("standard-s3-p15-r0")
+    runs = [make(f"label_consistent-s3-p33-r{r}", done=False) for r in range(2)]
+    found = progress(runs, jobs=9, gpus=9)
+    assert found.total == 2
+    surrogate = SECONDS["attack"] + SECONDS["training"] + 2 * STARTUP
+    assert found.seconds == pytest.approx(surrogate + CHAIN)
+
+
+def test_long_times_are_told_in_hours(make):
+    make("standard-s3-p15-r0")
+    runs = [make(name, done=False) for name in PAPER if not name.startswith("standard-s3-p15")]
+    found = progress(runs, jobs=1)
+    assert found.seconds > 1.5 * 3600
+    assert re.fullmatch(r"0 of 30 runs finished, about \d\.\d h left on 1 job", str(found))
+
+
+def test_execute_passes_the_status_on_and_prints_what_it_is_told(capfd):
+    lines = iter(["1 of 2 runs finished", None, None])
+    code = "import time, sys; time.sleep(0.7); sys.exit(3)"
+    status = workflow.execute([sys.executable, "-c", code], lambda: next(lines, None), every=0.2)
+    assert status == 3
+    assert capfd.readouterr().err == "[1 of 2 runs finished]\n"
+
+
+def test_ending_the_command_line_ends_the_workflow():
+    code = (
+        "import signal, sys; from nbsupport import workflow\n"
+        "child = 'import time; print(1, flush=True); time.sleep(60)'\n"
+        "sys.exit(workflow.execute([sys.executable, '-c', child]) == -signal.SIGTERM)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "1\n"
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == 1, "the child lived on or ended in another way"
+
+
+def planned(capfd, *arguments):
+    """Rules, and how often each would run."""
+    status = main(["sweep", "--profile", "tiny", "--dry-run", *map(str, arguments)])
+    told = capfd.readouterr()
+    assert status == 0, told.err
+    table = told.out.partition("Job stats")[2].partition("Job stats")[0]
+    return {rule: int(n) for rule, n in re.findall(r"^([a-z_]+) +(\d+)$", table, re.M)}
+
+
+def test_a_rate_added_to_a_grid_runs_only_what_is_new(make, tmp_path, capfd):
+    runs = [make(f"standard-s3-p{p}-r{r}") for p in ("15", "05") for r in (0, 1)]
+    update_csv(collect(runs), tmp_path / "tiny" / "results.csv")
+    there = ("--runs", tmp_path, "--attack", "standard", "--repetitions", 2)
+    assert planned(capfd, *there, "--p", "15,5") == {}
+    assert planned(capfd, *there, "--p", "15,5,33") == {
+        "attacks": 2, "training": 2, "lrp": 2, "gw_clustering": 2, "results": 1, "all": 1,
+        "total": 10,
+    }  # fmt: skip
+
+
+def recipe(*words):
+    """What make would run, without the installation."""
+    command = ["make", "-n", *words]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    return " ".join(done.stdout.replace("\\\n", " ").split())
+
+
+def test_make_and_the_command_line_run_the_same_thing():
+    settings = ("PROFILE=fast", "SCENARIOS=paper extended", "JOBS=3", "DATA=a b", "MINUTES=9")
+    run = recipe("run", *settings)
+    words = 'nbsupport run --profile fast --runs "data/runs" --jobs 3 --gpus 1 --data "a b"'
+    assert f"{words} --device auto --minutes 9 --scenarios paper extended ||" in run
+    assert "--unlock" not in run
+    assert f"{words} --device auto --minutes 9 --unlock --scenarios" in recipe("resume", *settings)
+    grid = "--attack standard --p 1,2 --s 1,3 --dry-run"
+    swept = recipe("sweep", *settings, f"GRID={grid}")
+    assert f"nbsupport sweep {words.partition('run ')[2]} --device auto --minutes 9 {grid}" in swept
+
+
+@pytest.mark.parametrize(
+    ("profile", "folder"),
+    [("fast", "figures"), ("paper", "figures"), ("demo", "figures/demo"),
+     ("demo-epochs9", "figures/demo-epochs9")],
+)  # fmt: skip
+def test_figures_of_drawn_signs_never_replace_those_of_real_ones(profile, folder):
+    made = recipe("figures", f"PROFILE={profile}")
+    assert f'-p figures_folder "{folder}"' in made
+    assert "snakemake" not in made
+    assert "keep" not in made
+    assert "-p keep True" in recipe("figures", f"PROFILE={profile}", "KEEP=1")
+
+
+SUBMIT = """#!/bin/sh
+# What sbatch does, as far as Snakemake can tell: start the job elsewhere, say its number, return.
+number=$(ls "{folder}" | grep -c log)
+(sh "$1"; echo $? > "{folder}/$number.rc") > "{folder}/$number.log" 2>&1 &
+echo $number
+"""
+STATUS = """#!/bin/sh
+case $(cat "{folder}/$1.rc" 2> /dev/null) in
+'') echo running;; 0) echo success;; *) echo failed;;
+esac
+"""
+
+
+@pytest.fixture
+def scheduler(tmp_path):
+    """A stand-in for the scheduler of a cluster; returns options of Snakemake and its folder."""
+    pytest.importorskip("snakemake_executor_plugin_cluster_generic")
+    folder = tmp_path / "jobs"
+    folder.mkdir()
+    options = ["--executor", "cluster-generic", "--jobs", "2", "--seconds-between-status-checks"]
+    options += ["1", "--latency-wait", "30"]
+    for name, text in (("submit", SUBMIT), ("status", STATUS)):
+        script = tmp_path / name
+        script.write_text(text.format(folder=folder))
+        script.chmod(0o755)
+        options += [f"--cluster-generic-{name}-cmd", str(script)]
+    return options, folder
+
+
+def on_cluster(scheduler, runs, targets, **config):
+    """Make targets by jobs of the stand-in."""
+    settings = {"profile": "tiny", "runs": runs, "device": "cpu"} | config
+    return subprocess.run(
+        [sys.executable, "-m", "snakemake", *map(str, targets), *scheduler[0], "--config",
+         *(f"{name}={value}" for name, value in settings.items())],
+        cwd=ROOT, capture_output=True, text=True, timeout=600, check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.notebooks
+def test_a_chain_runs_as_jobs_of_a_scheduler(scheduler, tmp_path):
+    names = ("standard-s3-p15-r0", "standard-s3-p05-r0")
+    first, second = (Run(tmp_path, PROFILES["tiny"], Scenario.parse(name)) for name in names)
+    targets = [first.path("training"), second.path("attack")]
+    done = on_cluster(scheduler, tmp_path, targets, scenarios=" ".join(names))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert first.has("training")
+    assert second.has("attack")
+    logs = [log.read_text() for log in sorted(scheduler[1].glob("*.log"))]
+    assert len(logs) == 3
+    assert sorted(re.search(r"\[(0\w+) (\S+)\]", log).groups() for log in logs) == [
+        ("01_attacks", names[1]), ("01_attacks", names[0]), ("02_training", names[0]),
+    ]  # fmt: skip
+
+
+@pytest.mark.notebooks
+def test_a_failed_job_fails_the_workflow_and_leaves_its_notebook(scheduler, tmp_path):
+    run = Run(tmp_path, PROFILES["tiny"], Scenario.parse("label_consistent-s3-p33-r0"))
+    surrogate = finish(run.of(run.scenario.surrogate))
+    surrogate.payload("training").write_bytes(b"no weights")
+    done = on_cluster(scheduler, tmp_path, [run.path("attack")], scenarios=run.scenario)
+    assert done.returncode != 0
+    assert "Error in rule attacks" in done.stderr
+    assert not run.path("attack").exists()
+    (log,) = scheduler[1].glob("*.log")
+    assert "missing, truncated or not what training.json describes" in log.read_text()
+    assert "ArtifactError" in (run.folder / "01_attacks.ipynb").read_text()
+
+
+@pytest.mark.notebooks
+def test_pictures_of_gtsrb_stay_beside_the_runs(tmp_path):
+    runs, published = tmp_path / "runs", tmp_path / "published"
+    run = Run(runs, PROFILES["fast"], Scenario.parse("standard-s3-p15-r0"))
+    finish(run, ("activation", "heatmap", results.OURS))
+    done = subprocess.run(
+        [sys.executable, "-m", "papermill", "--engine", "nbsupport",
+         f"{ROOT}/notebooks/05_results.ipynb", str(tmp_path / "out.ipynb"), "-p", "profile", "fast",
+         "-p", "runs", str(runs), "-p", "data", str(tmp_path / "none"),
+         "-p", "figures_folder", str(published), "-p", "interactive", "False"],
+        capture_output=True, text=True, timeout=600, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert {path.stem for path in (runs / "fast" / "figures").iterdir()} == {"figure1", "figure3"}
+    assert {path.stem for path in published.iterdir()} == {
+        "table1", "table2", "table3", "table4", "table5", "thesis", "scoreboard", "results",
+        "detection_rates", "figure4",
+    }  # fmt: skip
+    assert "Figure 5 is missing" in (tmp_path / "out.ipynb").read_text()
+    for name in ("table1", "scoreboard", "detection_rates", "figure4"):
+        note = json.loads((published / f"{name}.json").read_text())
+        stages = note["runs"]["fast/standard-s3-p15-r0"]
+        assert stages["training"]["device"] == "cuda"
+        assert note["libraries"]["torch"]

@@ -40,10 +40,10 @@ class Barycentres:
     ----------
     centres : ndarray, shape (k, m, m)
         Distances within each barycentre, in the units of the maps'; its weights are uniform.
-    objective : ndarray, shape (n_iter,)
+    objective : ndarray, shape (n_rounds,)
         Mean over the members of the entropic objective, value - epsilon * entropy of the plan,
         with the centres that a round starts from.
-    n_iter : int
+    n_rounds : int
         Rounds.
     converged : bool
         Whether the last round changed no entry by more than `centre_tol` of the largest.
@@ -51,7 +51,7 @@ class Barycentres:
 
     centres: np.ndarray
     objective: np.ndarray
-    n_iter: int
+    n_rounds: int
     converged: bool
 
 
@@ -69,11 +69,11 @@ class Clustering:
         All maps against these centres, with a report for each pair.
     inertia : float
         Sum of the smallest values.
-    n_iter : int
+    n_rounds : int
         Rounds of the best start.
     converged : bool
         Whether in its last round no map changed its group and the centres stood still.
-    history : ndarray, shape (n_iter,)
+    history : ndarray, shape (n_rounds,)
         Inertia in each round of the best start, on couplings that have not settled yet.
     """
 
@@ -81,7 +81,7 @@ class Clustering:
     centres: np.ndarray
     matches: Matches
     inertia: float
-    n_iter: int
+    n_rounds: int
     converged: bool
     history: np.ndarray
 
@@ -120,7 +120,7 @@ def average(
     labels=None,
     start=None,
     rng: np.random.Generator | None = None,
-    max_iter: int = 100,
+    max_rounds: int = 100,
     centre_tol: float = 1e-3,
     n_bytes: int = 2**31,
     **options,
@@ -143,15 +143,14 @@ def average(
         Where to start; one `gw.random_structure` a group when left out, which needs `rng`.
     rng : numpy Generator, optional
         Source of the random start.
-    max_iter : int, default 100
+    max_rounds : int, default 100
         Most rounds.
     centre_tol : float, default 1e-3
         Stop when a round changes no entry by more than this share of the largest.
     n_bytes : int, default 2 GiB
         Most memory for `transport.Couplings`.
     **options
-        `solver`, `tol` and `max_iter` of `transport.match`, the last as `steps`, for the first
-        round; each later round takes one gradient step.
+        `solver`, `tol` and `max_iter` of `transport.match`.
 
     Returns
     -------
@@ -183,7 +182,7 @@ def average(
     maps = torch.nonzero(own >= 0)[:, 0]
     own, couplings, objective, shift = own[maps], Couplings(n_bytes), [], np.inf
     options = Options(epsilon, **options)
-    while len(objective) < max_iter and shift > centre_tol:
+    while len(objective) < max_rounds and shift > centre_tol:
         total, sums = 0.0, _Sums(C)
         for chunk, _, found in sweep(spaces, maps, C, options, labels=own, couplings=couplings):
             total += float((found.value - epsilon * _entropy(found.T)).sum())
@@ -214,50 +213,40 @@ class EntropicGeometry:
 
     def __init__(self, spaces, epsilon=0.01, n_nodes=10, *, rng, n_bytes=2**31, **options):
         self.n, self.spaces, self.rng, self.n_bytes = len(spaces), spaces, rng, n_bytes
-        self.n_nodes, self.options = n_nodes, Options(epsilon, **options)
+        self.epsilon, self.n_nodes, self.options = epsilon, n_nodes, options
 
     def mean(self, members) -> np.ndarray:
         """Barycentre (m, m) of the maps where `members` (n,) is true, from a random start."""
-        options = {"solver": self.options.solver, "tol": self.options.tol}
-        labels = np.where(members, 0, -1)
-        return average(
+        found = average(
             self.spaces,
-            self.options.epsilon,
+            self.epsilon,
             self.n_nodes,
-            labels=labels,
+            labels=np.where(members, 0, -1),
             rng=self.rng,
             n_bytes=self.n_bytes,
-            **options,
-        ).centres[0]
+            **self.options,
+        )
+        return found.centres[0]
 
     def cost(self, centre) -> np.ndarray:
         """GW value (n,) of each map against one centre."""
-        return self._match(centre).value[:, 0]
+        return match(self.spaces, centre, self.epsilon, **self.options).value[:, 0]
 
     def excess(self, centre) -> np.ndarray:
         """Cost (n,) beyond that of the nearest map."""
         cost = self.cost(centre)
         return cost - cost.min()
 
-    def _match(self, centres, couplings=None) -> Matches:
-        o = self.options
-        options = {"solver": o.solver, "tol": o.tol, "max_iter": o.max_iter}
-        return match(self.spaces, centres, o.epsilon, couplings=couplings, **options)
-
-    def lloyd(self, centres, max_iter: int = 50, centre_tol: float = 1e-3) -> Clustering:
+    def lloyd(self, centres, max_rounds: int = 50, centre_tol: float = 1e-3) -> Clustering:
         """Run Lloyd's algorithm from centres (k, m, m).
 
         A round is a gradient step of all couplings (the first round: until they settle), then a
         step of the barycentres. The final centres are matched until all pairs settle.
         """
-        C, couplings, options = (
-            as_centres(centres, self.spaces),
-            Couplings(self.n_bytes),
-            self.options,
-        )
-        maps = torch.arange(self.n, device=C.device)
+        C, couplings = as_centres(centres, self.spaces), Couplings(self.n_bytes)
+        options, maps = Options(self.epsilon, **self.options), torch.arange(self.n, device=C.device)
         labels, history, converged = torch.full_like(maps, -1), [], False
-        while len(history) < max_iter and not converged:
+        while len(history) < max_rounds and not converged:
             nearest, inertia, sums = torch.empty_like(maps), 0.0, _Sums(C)
             for chunk, _, found in sweep(self.spaces, maps, C, options, couplings=couplings):
                 value, best = found.value.view(-1, len(C)).min(1)
@@ -269,11 +258,16 @@ class EntropicGeometry:
             converged = bool((nearest == labels).all()) and shift <= centre_tol
             labels = nearest
         centres = C.cpu().numpy()
-        final = self._match(centres, couplings)
-        inertia = float(final.value.min(axis=1).sum())
-        history = np.array(history)
-        labels = final.value.argmin(axis=1)
-        return Clustering(labels, centres, final, inertia, len(history), converged, history)
+        final = match(self.spaces, centres, self.epsilon, couplings=couplings, **self.options)
+        return Clustering(
+            labels=final.value.argmin(axis=1),
+            centres=centres,
+            matches=final,
+            inertia=float(final.value.min(axis=1).sum()),
+            n_rounds=len(history),
+            converged=converged,
+            history=np.array(history),
+        )
 
 
 def kmeans(
@@ -281,7 +275,7 @@ def kmeans(
     n_clusters: int = 2,
     *,
     n_init: int = 1,
-    max_iter: int = 50,
+    max_rounds: int = 50,
     centre_tol: float = 1e-3,
 ) -> Clustering:
     """Cluster heatmaps around barycentres; no map is ever matched with another map.
@@ -295,7 +289,7 @@ def kmeans(
     n_init : int, default 1
         Starts, of which the one of least inertia is kept. Each is a k-means++ draw among the
         barycentres of single maps.
-    max_iter : int, default 50
+    max_rounds : int, default 50
         Most rounds of Lloyd's algorithm.
     centre_tol : float, default 1e-3
         The centres stand still when no entry changes by more than this share of the largest.
@@ -311,5 +305,5 @@ def kmeans(
             centres.append(geometry.mean(np.arange(geometry.n) == drawn))
             if len(centres) < n_clusters:
                 excess = np.minimum(excess, geometry.excess(centres[-1]))
-        runs.append(geometry.lloyd(np.stack(centres), max_iter, centre_tol))
+        runs.append(geometry.lloyd(np.stack(centres), max_rounds, centre_tol))
     return min(runs, key=lambda run: run.inertia)

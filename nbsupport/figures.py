@@ -81,7 +81,7 @@ METHOD_STYLE = {
     "heatmap_sliced": Style("heatmaps, sliced Wasserstein", "#805500", "h"),
     "spray": Style("SpRAy", _PALETTE[6], "p"),
     "spectral": Style("Spectral Signatures", _PALETTE[4], "^"),
-    "poison_detector": Style("PoisonDetector", "#14532d", "*"),
+    "poison_detector": Style("PoisonDetector", "#14532d", "d"),
 }
 """The fixed style of each method; `method_style` also answers for others."""
 

@@ -42,6 +42,7 @@ SOLVERS = ("PGD", "PPA")
 """Projected gradient (entropic GW) and proximal point (GW without entropy)."""
 
 _LOG2E = 1.0 / np.log(2.0)
+_DUAL_STEPS = 60  # most steps of a projection; two are usual
 _FLOOR = {torch.float32: -40.0, torch.float64: -300.0}  # smallest exponent of 2 in a kernel
 
 
@@ -251,11 +252,12 @@ class _Found:
     A: Tensor | None  # (b, m, n): D T
 
 
-def _ascend(K: Tensor, p: Tensor, rounds: int) -> Tensor:
-    """Find v such that scaling K by v, then its rows to sums `p`, leaves uniform columns.
+def _ascend(K: Tensor, p: Tensor, tol: float) -> tuple[Tensor, Tensor]:
+    """Scale K to row sums `p` (exactly) and uniform column sums (up to `tol`).
 
-    A round is two steps of Newton's method with one Hessian, or two of Sinkhorn's where a pair is
-    still far off. All pairs take the same rounds, whatever else is in their batch.
+    The concave dual problem in the m numbers log v is climbed by two steps at a time: Newton's
+    with one Hessian, or Sinkhorn's where a pair is still far off. A pair takes the same steps
+    whatever else is in its batch.
 
     Parameters
     ----------
@@ -263,35 +265,50 @@ def _ascend(K: Tensor, p: Tensor, rounds: int) -> Tensor:
         Kernel.
     p : Tensor, shape (b, 1, n)
         Weights of the pixels, maybe 0.
+    tol : float
+        Stop where the column sums miss 1 / m by no more than this, summed over the columns.
 
     Returns
     -------
-    Tensor, shape (b, m, 1)
-        log v.
+    (Tensor, Tensor), shapes (b, m, 1) and (b, 1, n)
+        log v and u: the plan is u K v.
     """
-    m = K.shape[1]
-    log_v = K.new_zeros(len(K), m, 1)
+    b, m, _ = K.shape
+    log_v, u = K.new_zeros(b, m, 1), torch.empty_like(p)
+    at, x = torch.arange(b, device=K.device), log_v
     # The Hessian vanishes along constants, which change nothing: there it is given a value.
     ridge = K.new_full((m, m), m**-2.0) + 1e-6 / m * torch.eye(m).to(K)
-    for step in range(2 * rounds):
-        v = log_v.exp()
+    for step in range(_DUAL_STEPS + 1):
+        v = x.exp()
         r = torch.bmm(v.mT, K)
-        c = v * torch.bmm(K, (p / r).mT)
-        ascent = -(m * c).log()
+        w = p / r
+        c = v * torch.bmm(K, w.mT)
         if step % 2 == 0:
-            near = ascent.abs().amax(1, keepdim=True) < 1.0
-            newton_pays = bool(near.any())
-            if newton_pays:
-                H = torch.bmm(K * (p / (r * r)), K.mT) * (v * v.mT)
+            if step:
+                log_v[at], u[at] = x, w
+                rest = (c - 1.0 / m).abs().sum((1, 2)) > tol
+                if step == _DUAL_STEPS or not rest.any():
+                    break
+                if not rest.all():
+                    at, K, p, x, v, r, w, c = (y[rest] for y in (at, K, p, x, v, r, w, c))
+        ascent = -(m * c).log()
+        far = ascent.abs().amax(1, keepdim=True)
+        if step % 2 == 0:
+            near = far < 1.0
+            if near.any():
+                H = torch.bmm(K * (w / r), K.mT) * (v * v.mT)
                 factor, failed = torch.linalg.cholesky_ex(torch.diag_embed(c[..., 0]) + ridge - H)
                 near &= (failed == 0)[:, None, None]
-        if newton_pays:
+        else:
+            near &= far < 0.1  # the old Hessian serves where its own step brought success
+        if near.any():
             newton = torch.cholesky_solve(1.0 / m - c, factor)
-            newton /= newton.abs().amax(1, keepdim=True).clamp(min=1.0)
-            ascent = torch.where(near, newton, ascent)
-        log_v = log_v + ascent
-        log_v = (log_v - log_v.amax(1, keepdim=True)).clamp(min=-30.0)
-    return log_v
+            # Damped so far that it climbs from anywhere (generalised self-concordance).
+            span = newton.amax(1, keepdim=True) - newton.amin(1, keepdim=True) + 1e-9
+            ascent = torch.where(near, newton * (span.log1p() / span), ascent)
+        x = x + ascent
+        x = (x - x.amax(1, keepdim=True)).clamp(min=-30.0)
+    return log_v, u
 
 
 def _kernel(L: Tensor, g: Tensor) -> Tensor:
@@ -301,12 +318,11 @@ def _kernel(L: Tensor, g: Tensor) -> Tensor:
     return L.sub_(L.amax(1, keepdim=True)).clamp_(min=_FLOOR[L.dtype]).exp2_()
 
 
-def _project(L: Tensor, g: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
-    """Scale 2^L to row sums `p` (exactly) and uniform column sums (nearly), from potentials g."""
+def _project(L: Tensor, g: Tensor, p: Tensor, tol: float) -> tuple[Tensor, Tensor]:
+    """Scale 2^L to row sums `p` and uniform column sums, starting from the potentials g."""
     K = _kernel(L, g)
-    log_v = _ascend(K, p, 1)
-    v = log_v.exp()
-    return K.mul_(p / torch.bmm(v.mT, K)).mul_(v), g + _LOG2E * log_v
+    log_v, u = _ascend(K, p, tol)
+    return K.mul_(u).mul_(log_v.exp()), g + _LOG2E * log_v
 
 
 def _first_potentials(slope: Tensor, h: Tensor, p: Tensor, n_bins: int = 64) -> Tensor:
@@ -321,7 +337,7 @@ def _first_potentials(slope: Tensor, h: Tensor, p: Tensor, n_bins: int = 64) -> 
     mass, moment = (empty.scatter_add(2, bins, x) for x in (p, p * h))
     L = slope.mean(2, keepdim=True) * (moment / mass.clamp(min=1e-30))
     g = -(L * mass).sum(2, keepdim=True)
-    return g + _LOG2E * _ascend(_kernel(L, g), mass, 6)
+    return g + _LOG2E * _ascend(_kernel(L, g), mass, 1e-3)[0]
 
 
 def _round(T: Tensor, A: Tensor) -> tuple[Tensor, Tensor]:
@@ -377,7 +393,7 @@ def _solve(spaces, maps, C, options: Options, start=None, keep=True) -> _Found:
     )
     for n_iter in range(1, options.max_iter + 1):
         kernel = torch.baddbmm(L, slope, A) if proximal else torch.bmm(slope, A)
-        new, g = _project(kernel.clone() if proximal else kernel, g, p)
+        new, g = _project(kernel.clone() if proximal else kernel, g, p, 0.1 * options.tol)
         if proximal:
             L = kernel + g
             L -= L.amax(1, keepdim=True)

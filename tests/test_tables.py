@@ -8,6 +8,7 @@ from runs import detected, finish
 
 from nbsupport import metrics, results, tables
 from nbsupport.artifacts import Run, checksum
+from nbsupport.results import OURS
 from nbsupport.scenarios import PAPER, PROFILES, Scenario
 
 
@@ -58,7 +59,7 @@ def test_cells_of_every_printed_table_are_there_without_any_run():
 
 def test_the_paper_held_against_itself_differs_nowhere(make):
     cells = compared([make("standard-s3-p33-r0", **STANDARD)], "1")
-    mine = cells[(cells["experiment"] == "standard-s3-p33") & (cells["method"] != "mixture")]
+    mine = cells[(cells["experiment"] == "standard-s3-p33") & (cells["method"] != OURS)]
     assert set(mine["verdict"]) == {"within"}
     assert mine["difference"].abs().max() < 0.006
     row = cell(cells, "heatmap", "tpr", "standard-s3-p33")
@@ -183,7 +184,7 @@ def test_missing_names_what_the_paper_needs():
 def test_scoreboard_counts_every_cell_once(make):
     cells = compared([make("standard-s3-p33-r0", **STANDARD)], "1")
     board = tables.scoreboard(cells).set_index("method")
-    assert list(board.index) == ["attack", "activation", "heatmap", "mixture"]
+    assert list(board.index) == ["attack", "activation", "heatmap", OURS]
     assert board["cells"].tolist() == [5, 15, 15, 15]
     assert (board[list(tables.VERDICTS)].sum(axis=1) == board["cells"]).all()
     assert board.loc["heatmap", ["within", "missing"]].tolist() == [3, 12]

@@ -283,14 +283,13 @@ def _ascend(K: Tensor, p: Tensor, tol: float) -> tuple[Tensor, Tensor]:
         r = torch.bmm(v.mT, K)
         w = p / r
         c = v * torch.bmm(K, w.mT)
-        if step % 2 == 0:
-            if step:
-                log_v[at], u[at] = x, w
-                rest = (c - 1.0 / m).abs().sum((1, 2)) > tol
-                if step == _DUAL_STEPS or not rest.any():
-                    break
-                if not rest.all():
-                    at, K, p, x, v, r, w, c = (y[rest] for y in (at, K, p, x, v, r, w, c))
+        if step % 2 == 0 and step:
+            log_v[at], u[at] = x, w
+            rest = (c - 1.0 / m).abs().sum((1, 2)) > tol
+            if step == _DUAL_STEPS or not rest.any():
+                break
+            if not rest.all():
+                at, K, p, x, v, r, w, c = (y[rest] for y in (at, K, p, x, v, r, w, c))
         ascent = -(m * c).log()
         far = ascent.abs().amax(1, keepdim=True)
         if step % 2 == 0:

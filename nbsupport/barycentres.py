@@ -29,7 +29,7 @@ from nbsupport.transport import (
     sweep,
 )
 
-__all__ = ["Barycentres", "Clustering", "EntropicGeometry", "average", "kmeans"]
+__all__ = ["Barycentres", "Clustering", "EntropicGeometry", "average", "draw_centres", "kmeans"]
 
 
 @dataclass(frozen=True)
@@ -205,15 +205,28 @@ class EntropicGeometry:
         Points of a barycentre.
     rng : numpy Generator
         Source of the random starts.
+    max_rounds : int, default 100
+        Most rounds of a barycentre.
     n_bytes : int, default 2 GiB
         Most memory for `transport.Couplings`.
     **options
         `solver`, `tol` and `max_iter` of `transport.match`.
     """
 
-    def __init__(self, spaces, epsilon=0.01, n_nodes=10, *, rng, n_bytes=2**31, **options):
+    def __init__(
+        self,
+        spaces,
+        epsilon=0.01,
+        n_nodes=10,
+        *,
+        rng,
+        max_rounds=100,
+        n_bytes=2**31,
+        **options,
+    ):
         self.n, self.spaces, self.rng, self.n_bytes = len(spaces), spaces, rng, n_bytes
         self.epsilon, self.n_nodes, self.options = epsilon, n_nodes, options
+        self.max_rounds = max_rounds
 
     def mean(self, members) -> np.ndarray:
         """Barycentre (m, m) of the maps where `members` (n,) is true, from a random start."""
@@ -223,6 +236,7 @@ class EntropicGeometry:
             self.n_nodes,
             labels=np.where(members, 0, -1),
             rng=self.rng,
+            max_rounds=self.max_rounds,
             n_bytes=self.n_bytes,
             **self.options,
         )
@@ -270,6 +284,32 @@ class EntropicGeometry:
         )
 
 
+def draw_centres(geometry, n_clusters: int) -> np.ndarray:
+    """Draw the first centres among means of single maps, far apart (k-means++).
+
+    Parameters
+    ----------
+    geometry : EntropicGeometry, or anything with its `n`, `rng`, `mean` and `excess`
+        The maps and the source of the draws. `excess(centre)` stands for a squared distance: 0
+        for the nearest map.
+    n_clusters : int
+        Number k of centres.
+
+    Returns
+    -------
+    ndarray, shape (k, ...)
+        The means, for instance (k, m, m) distances.
+    """
+    centres, excess = [], np.full(geometry.n, np.inf)
+    while len(centres) < n_clusters:
+        if centres:
+            excess = np.minimum(excess, geometry.excess(centres[-1]))
+        share = excess / excess.sum() if centres and excess.sum() > 0 else None
+        drawn = geometry.rng.choice(geometry.n, p=share)
+        centres.append(geometry.mean(np.arange(geometry.n) == drawn))
+    return np.stack(centres)
+
+
 def kmeans(
     geometry: EntropicGeometry,
     n_clusters: int = 2,
@@ -296,14 +336,8 @@ def kmeans(
     """
     if not 1 <= n_clusters <= geometry.n:
         raise ValueError(f"n_clusters={n_clusters} must lie between 1 and the {geometry.n} maps")
-    runs = []
-    for _ in range(n_init):
-        centres, excess = [], np.full(geometry.n, np.inf)
-        for _ in range(n_clusters):
-            share = excess / excess.sum() if centres and excess.sum() > 0 else None
-            drawn = geometry.rng.choice(geometry.n, p=share)
-            centres.append(geometry.mean(np.arange(geometry.n) == drawn))
-            if len(centres) < n_clusters:
-                excess = np.minimum(excess, geometry.excess(centres[-1]))
-        runs.append(geometry.lloyd(np.stack(centres), max_rounds, centre_tol))
+    runs = [
+        geometry.lloyd(draw_centres(geometry, n_clusters), max_rounds, centre_tol)
+        for _ in range(n_init)
+    ]
     return min(runs, key=lambda run: run.inertia)

@@ -15,7 +15,7 @@ from sklearn.base import BaseEstimator, clone
 from nbsupport import metrics
 from nbsupport.baselines import ActivationClustering, RawClustering, SpectralSignature, grey
 from nbsupport.embedding_clustering import DistanceMixture, EmbeddingClustering, SpRAy
-from nbsupport.heatmap_clustering import HeatmapClustering, TooManyMapsError
+from nbsupport.heatmap_clustering import HeatmapClustering
 from nbsupport.poison_detector import PoisonDetector
 
 __all__ = [
@@ -31,7 +31,6 @@ __all__ = [
     "RawClustering",
     "SpRAy",
     "SpectralSignature",
-    "TooManyMapsError",
     "controls",
     "detect",
     "grey",

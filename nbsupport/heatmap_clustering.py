@@ -3,20 +3,18 @@
 What `fit` leaves behind is told in `nbsupport.detectors`.
 """
 
-import time
 import warnings
+from dataclasses import dataclass
 
 import numpy as np
 
 from nbsupport import gw
+from nbsupport.barycentres import EntropicGeometry, draw_centres
 from nbsupport.detectors import HeatmapDetector, one_of, suspect_cluster
 from nbsupport.embeddings import sliced_quantiles
+from nbsupport.transport import HeatmapSpaces
 
-__all__ = ["HeatmapClustering", "TooManyMapsError"]
-
-
-class TooManyMapsError(ValueError):
-    """The real solver would take hours for so many maps; the message estimates how many."""
+__all__ = ["HeatmapClustering"]
 
 
 class HeatmapClustering(HeatmapDetector):
@@ -27,12 +25,15 @@ class HeatmapClustering(HeatmapDetector):
     Parameters
     ----------
     metric : {"gw", "mean-distance", "euclidean", "sliced-wasserstein"}, default "gw"
-        "gw": entropic Gromov-Wasserstein values and barycentres, solved by POT pair by pair, as
-        published. "mean-distance": what "gw" becomes once the barycentre has collapsed to a
-        constant, in closed form; exact for epsilon above `epsilon_star_`, and milliseconds
-        instead of hours. "euclidean": pixel by pixel, not invariant under translation.
+        "gw": entropic Gromov-Wasserstein values and barycentres. "mean-distance": what "gw"
+        becomes once the barycentre has collapsed to a constant, in closed form; exact for epsilon
+        above `epsilon_star_`. "euclidean": pixel by pixel, not invariant under translation.
         "sliced-wasserstein": optimal transport between the maps themselves, moved to a common
         mean position; see `nbsupport.embeddings.sliced_quantiles` for why sliced.
+    solver : {"batched", "POT"}, default "batched"
+        Who solves "gw". "batched": all pairs at once (`nbsupport.transport`), a minute for a
+        class. "POT": pair by pair, as published; a minute for a handful of maps, hours for a
+        class. Below eps* the two may end in different local minima.
     epsilon : float, default 0.1
         Weight of the entropy; used by "gw" only.
     n_support : int, default 10
@@ -49,13 +50,13 @@ class HeatmapClustering(HeatmapDetector):
         no difference can be seen).
     n_init : int or "auto", default "auto"
         Starts, of which the best is kept: "auto" is 1 for "gw" (as published) and 10 otherwise.
-    max_iter : int, default 20
+    max_iter : int, default 50
         Most rounds of Lloyd's algorithm.
     barycentre_iter : int, default 50
         Most rounds of one barycentre; used by "gw" only. The released code allows 1,000; one that
         collapses needs about ten, while one that does not may take POT minutes for a few maps.
-    max_maps : int or None, default 60
-        "gw" refuses more maps than this and says how long it would take; None never refuses.
+    device : str or torch.device, default "cpu"
+        Where the batched solver computes.
     random_state : int, default 0
         Seed of every draw.
 
@@ -85,6 +86,7 @@ class HeatmapClustering(HeatmapDetector):
     def __init__(
         self,
         metric="gw",
+        solver="batched",
         epsilon=0.1,
         n_support=10,
         share=0.99,
@@ -92,12 +94,13 @@ class HeatmapClustering(HeatmapDetector):
         n_clusters=2,
         start="k-means++",
         n_init="auto",
-        max_iter=20,
+        max_iter=50,
         barycentre_iter=50,
-        max_maps=60,
+        device="cpu",
         random_state=0,
     ):
         self.metric = metric
+        self.solver = solver
         self.epsilon = epsilon
         self.n_support = n_support
         self.share = share
@@ -107,11 +110,12 @@ class HeatmapClustering(HeatmapDetector):
         self.n_init = n_init
         self.max_iter = max_iter
         self.barycentre_iter = barycentre_iter
-        self.max_maps = max_maps
+        self.device = device
         self.random_state = random_state
 
     def _split(self, X: np.ndarray) -> np.ndarray:
         one_of("metric", self.metric, tuple(_GEOMETRIES))
+        one_of("solver", self.solver, ("batched", "POT"))
         one_of("start", self.start, ("k-means++", "released"))
         if self.start == "released" and self.n_clusters != 2:
             raise ValueError(f"start='released' makes two clusters, got {self.n_clusters}")
@@ -119,51 +123,38 @@ class HeatmapClustering(HeatmapDetector):
             raise ValueError(f"n_samples={len(X)} is less than n_clusters={self.n_clusters}")
         weights = self._weights(X)
         moments = gw.distance_moments(weights, self.shape_)
-        rng = np.random.default_rng(self.random_state)
         if self.metric == "gw":
-            self._check_cost(weights, gw.collapse_threshold(moments))
+            self._warn_of_collapse(gw.collapse_threshold(moments))
         n_init = self.n_init
         if n_init == "auto":
             n_init = 1 if self.metric == "gw" else 10
-        geometry = self._geometry(weights, moments, rng)
-        runs = [_lloyd(geometry, self, rng) for _ in range(n_init)]
-        labels, cost, centres, self.n_iter_ = min(runs, key=lambda run: run[1].min(axis=1).sum())
-        self.cluster_centers_ = np.stack(centres)
-        self.inertia_ = float(cost.min(axis=1).sum())
-        self.suspect_ = suspect_cluster(labels, cost)
+        geometry = self._geometry(weights, moments)
+        draw = _one_against_all if self.start == "released" else draw_centres
+        runs = [
+            geometry.lloyd(draw(geometry, self.n_clusters), self.max_iter) for _ in range(n_init)
+        ]
+        best = min(runs, key=lambda run: run.cost.min(axis=1).sum())
+        self.cluster_centers_, self.n_iter_ = best.centres, best.n_rounds
+        self.inertia_ = float(best.cost.min(axis=1).sum())
+        self.suspect_ = suspect_cluster(best.labels, best.cost)
         self.poison_clusters_ = np.array([] if self.suspect_ is None else [self.suspect_], int)
         self.epsilon_star_ = max(
-            4.0 * float(moments.spread[labels == k].mean()) for k in np.unique(labels)
+            4.0 * float(moments.spread[best.labels == k].mean()) for k in np.unique(best.labels)
         )
-        return labels
+        return best.labels
 
-    def _geometry(self, weights, moments, rng):
-        return _GEOMETRIES[self.metric](weights, moments, self, rng)
+    def _geometry(self, weights, moments):
+        kind = (
+            _Entropic if (self.metric, self.solver) == ("gw", "POT") else _GEOMETRIES[self.metric]
+        )
+        return kind(weights, moments, self, np.random.default_rng(self.random_state))
 
     def _cost(self, X: np.ndarray) -> np.ndarray:
         weights = self._weights(X)
-        moments = gw.distance_moments(weights, self.shape_)
-        geometry = self._geometry(weights, moments, np.random.default_rng(self.random_state))
+        geometry = self._geometry(weights, gw.distance_moments(weights, self.shape_))
         return np.stack([geometry.cost(centre) for centre in self.cluster_centers_], axis=1)
 
-    def _check_cost(self, weights: np.ndarray, threshold: float) -> None:
-        if self.max_maps is not None and len(weights) > self.max_maps:
-            middle = int(np.argsort((weights > 0).sum(axis=1))[len(weights) // 2])
-            cloud = gw.point_cloud(weights[middle], self.shape_)
-            node = gw.random_structure(self.n_support, np.random.default_rng(0))
-            centre = gw.PointCloud(node, np.full(self.n_support, 1 / self.n_support))
-            began = time.perf_counter()
-            gw.entropic_gw(cloud, centre, self.epsilon)
-            rounds = 10 if self.epsilon > threshold else self.barycentre_iter
-            # In a round of Lloyd each map meets its barycentre `rounds` times, then all centres.
-            pairs = 5 * len(weights) * (rounds + self.n_clusters)
-            seconds = (time.perf_counter() - began) * pairs
-            raise TooManyMapsError(
-                f"metric='gw' on {len(weights)} maps, more than max_maps={self.max_maps}, would "
-                f"take about {seconds:.0f} s for 5 rounds; pass max_maps=None to wait for it, or "
-                f"metric='mean-distance', which gives the same labels above eps* = {threshold:.4f} "
-                f"(epsilon is {self.epsilon})"
-            )
+    def _warn_of_collapse(self, threshold: float) -> None:
         if self.epsilon > threshold:
             warnings.warn(
                 f"epsilon={self.epsilon} exceeds eps* = {threshold:.4f}: the barycentres collapse "
@@ -173,39 +164,47 @@ class HeatmapClustering(HeatmapDetector):
             )
 
 
-def _lloyd(geometry, options: HeatmapClustering, rng: np.random.Generator):
-    """Run Lloyd's algorithm once; return labels, costs (n, k), centres and the rounds taken."""
-    n, k = geometry.n, options.n_clusters
-    if options.start == "released":
-        lonely = int(rng.integers(n))
-        labels = (np.arange(n) == lonely).astype(np.int64)
-        centres = [geometry.mean(labels == j) for j in range(k)]
-    else:
-        centres = [geometry.mean(np.arange(n) == rng.integers(n))]
-        for _ in range(1, k):
-            excess = np.min([geometry.excess(centre) for centre in centres], axis=0)
-            total = excess.sum()
-            draw = rng.choice(n, p=excess / total) if total > 0 else rng.integers(n)
-            centres.append(geometry.mean(np.arange(n) == draw))
-        labels = np.full(n, -1)
-    for n_iter in range(1, options.max_iter + 1):  # noqa: B007
-        cost = np.stack([geometry.cost(centre) for centre in centres], axis=1)
-        previous, labels = labels, cost.argmin(axis=1)
-        if np.array_equal(labels, previous):
-            break
-        centres = [
-            geometry.mean(labels == j) if (labels == j).any() else centres[j] for j in range(k)
-        ]
-    cost = np.stack([geometry.cost(centre) for centre in centres], axis=1)
-    return cost.argmin(axis=1), cost, centres, n_iter
+def _one_against_all(geometry, n_clusters: int) -> np.ndarray:
+    """Return the means of one drawn map and of all others: the start of the released code."""
+    lonely = np.arange(geometry.n) == geometry.rng.integers(geometry.n)
+    return np.stack([geometry.mean(~lonely), geometry.mean(lonely)])
 
 
-class _Collapsed:
+@dataclass(frozen=True)
+class _Run:
+    """What one run of Lloyd's algorithm found."""
+
+    labels: np.ndarray  # (n,)
+    cost: np.ndarray  # (n, k)
+    centres: np.ndarray  # (k, ...)
+    n_rounds: int
+
+
+class _Geometry:
+    """What Lloyd's algorithm has to know: how to average maps and what a centre costs a map."""
+
+    def lloyd(self, centres, max_rounds: int) -> _Run:
+        centres, labels = list(centres), np.full(self.n, -1)
+        for n_rounds in range(1, max_rounds + 1):  # noqa: B007
+            cost = np.stack([self.cost(centre) for centre in centres], axis=1)
+            previous, labels = labels, cost.argmin(axis=1)
+            if np.array_equal(labels, previous):
+                break
+            centres = [
+                self.mean(labels == j) if (labels == j).any() else centre
+                for j, centre in enumerate(centres)
+            ]
+        cost = np.stack([self.cost(centre) for centre in centres], axis=1)
+        return _Run(cost.argmin(axis=1), cost, np.stack(centres), n_rounds)
+
+
+class _Collapsed(_Geometry):
     """Maps seen by constant barycentres: the closed form of entropic GW at large epsilon."""
 
     def __init__(self, weights, moments, options, rng):
         # Rounded, so that equal maps do not form clusters of rounding errors.
-        self.n, self.m1, self.m2 = len(weights), moments.mean.round(12), moments.second
+        self.n, self.rng = len(weights), rng
+        self.m1, self.m2 = moments.mean.round(12), moments.second
 
     def mean(self, members):
         return np.array([self.m1[members].mean()])
@@ -218,7 +217,7 @@ class _Collapsed:
         return (self.m1 - centre[0]) ** 2
 
 
-class _Entropic:
+class _Entropic(_Geometry):
     """Maps compared by POT, pair by pair."""
 
     def __init__(self, weights, moments, options, rng):
@@ -242,11 +241,11 @@ class _Entropic:
         return cost - cost.min()
 
 
-class _Euclidean:
+class _Euclidean(_Geometry):
     """Maps compared pixel by pixel."""
 
     def __init__(self, weights, moments, options, rng):
-        self.n, self.weights = len(weights), weights
+        self.n, self.rng, self.weights = len(weights), rng, weights
 
     def mean(self, members):
         return self.weights[members].mean(axis=0)
@@ -264,8 +263,25 @@ class _Sliced(_Euclidean):
         super().__init__(sliced_quantiles(weights, options.shape_), moments, options, rng)
 
 
+class _Batched(EntropicGeometry):
+    """Maps compared by the batched solver, all at once."""
+
+    def __init__(self, weights, moments, options, rng):
+        super().__init__(
+            HeatmapSpaces(weights, options.shape_, device=options.device),
+            options.epsilon,
+            options.n_support,
+            rng=rng,
+            max_rounds=options.barycentre_iter,
+        )
+
+    def lloyd(self, centres, max_rounds: int) -> _Run:
+        found = super().lloyd(centres, max_rounds)
+        return _Run(found.labels, found.matches.value, found.centres, found.n_rounds)
+
+
 _GEOMETRIES = {
-    "gw": _Entropic,
+    "gw": _Batched,
     "mean-distance": _Collapsed,
     "euclidean": _Euclidean,
     "sliced-wasserstein": _Sliced,

@@ -33,8 +33,8 @@ def test_detect_takes_the_closed_form_only_above_the_threshold():
     details = detect("heatmap", INPUTS).details
     assert details["metric"] == "mean-distance"
     assert details["epsilon"] > details["epsilon_star"]
-    with pytest.raises(ValueError, match="max_maps=10"):
-        detect("heatmap", INPUTS, epsilon=0.01, max_maps=10)
+    solved = detect("heatmap", INPUTS, epsilon=0.2 * details["epsilon_star"]).details
+    assert solved["metric"] == "gw"
 
 
 def test_detect_says_what_is_missing():

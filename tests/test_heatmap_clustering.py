@@ -1,5 +1,7 @@
 import numpy as np
 import pytest
+import torch
+from scipy.special import entr
 from sklearn.base import clone
 from sklearn.cluster import KMeans
 from suspects import HEATMAPS, N
@@ -8,24 +10,26 @@ from test_gw import disc_maps
 from nbsupport import gw
 from nbsupport.embeddings import sliced_quantiles
 from nbsupport.heatmap_clustering import HeatmapClustering
+from nbsupport.transport import HeatmapSpaces, match
 
 
-def test_solver_of_the_paper_gives_the_closed_form():
+@pytest.mark.parametrize(("solver", "atol"), [("POT", 1e-9), ("batched", 1e-4)])
+def test_real_solver_gives_the_closed_form_above_the_threshold(solver, atol):
     maps = disc_maps(10, 3, np.random.default_rng(4), side=24, bright=2.5)
     closed = HeatmapClustering("mean-distance").fit(maps)
     with pytest.warns(UserWarning, match=r"exceeds eps\* = .*collapse"):
-        solved = HeatmapClustering("gw").fit(maps)
+        solved = HeatmapClustering("gw", solver=solver).fit(maps)
     np.testing.assert_array_equal(solved.poisoned_, closed.poisoned_)
     np.testing.assert_array_equal(closed.poisoned_, np.arange(10) < 3)
     assert solved.cluster_centers_.shape == (2, 10, 10)
-    assert solved.cluster_centers_.std(axis=(1, 2)).max() < 1e-8
+    assert solved.cluster_centers_.std(axis=(1, 2)).max() < 10 * atol
     constants = solved.cluster_centers_.mean(axis=(1, 2))
     np.testing.assert_allclose(
-        np.sort(constants), np.sort(closed.cluster_centers_[:, 0]), atol=1e-9
+        np.sort(constants), np.sort(closed.cluster_centers_[:, 0]), atol=atol
     )
-    assert solved.inertia_ == pytest.approx(closed.inertia_, abs=1e-9)
+    assert solved.inertia_ == pytest.approx(closed.inertia_, abs=10 * atol)
     np.testing.assert_allclose(
-        solved.decision_function(maps), closed.decision_function(maps), atol=1e-9
+        solved.decision_function(maps), closed.decision_function(maps), atol=atol
     )
 
 
@@ -38,9 +42,9 @@ def test_closed_form_reaches_the_best_split():
     assert fitted.epsilon_star_ < 0.1
 
 
-@pytest.mark.parametrize("metric", ["mean-distance", "euclidean", "sliced-wasserstein"])
+@pytest.mark.parametrize("metric", ["gw", "mean-distance", "euclidean", "sliced-wasserstein"])
 def test_released_start_is_one_map_against_all(metric):
-    start = HeatmapClustering(metric, start="released", max_iter=1, n_init=1)
+    start = HeatmapClustering(metric, epsilon=0.01, start="released", max_iter=1, n_init=1)
     assert start.fit(HEATMAPS).n_iter_ == 1
     run = clone(start).set_params(max_iter=50).fit(HEATMAPS)
     if metric == "mean-distance":
@@ -50,9 +54,24 @@ def test_released_start_is_one_map_against_all(metric):
         clone(start).set_params(n_clusters=3).fit(HEATMAPS)
 
 
-def test_many_maps_are_refused_with_an_estimate():
-    with pytest.raises(ValueError, match=r"max_maps=50, would take about \d+ s .* eps\* = 0\.\d+"):
-        HeatmapClustering("gw", max_maps=50).fit(HEATMAPS)
+def test_batched_solver_finds_the_groups_of_pot_below_the_threshold():
+    maps = disc_maps(8, 3, np.random.default_rng(0), side=16)
+    options = {"epsilon": 0.012, "n_support": 6, "share": 1.0, "barycentre_iter": 5}
+    loop, batched = (HeatmapClustering("gw", s, **options).fit(maps) for s in ("POT", "batched"))
+    assert batched.epsilon < batched.epsilon_star_
+    assert batched.cluster_centers_.std(axis=(1, 2)).min() > 0.1
+    np.testing.assert_array_equal(batched.labels_, loop.labels_)
+
+    def minimised(fitted):
+        """Sum of value - epsilon * entropy: the value alone may well be higher where this falls."""
+        spaces = HeatmapSpaces(gw.grid_weights(maps, 1.0), dtype=torch.float64)
+        found = match(spaces, fitted.cluster_centers_, 0.012, tol=1e-4, plans=True)
+        T = found.plans.reshape(8, 2, -1)
+        return (found.value - 0.012 * entr(T).sum(axis=2)).min(axis=1).sum()
+
+    # Another local minimum is allowed, a worse one is not.
+    assert minimised(batched) <= minimised(loop) + 1e-4
+    np.testing.assert_array_equal(batched.decision_function(maps) > 0, batched.poisoned_)
 
 
 def test_all_negative_maps_are_taken_by_magnitude():

@@ -24,10 +24,10 @@ FLOORS = (
     {"art_adapter", "artifacts", "attacks", "audits", "data", "detectors", "embeddings",
      "graph", "rules", "transport"},
     {"attribution", "barycentres", "baselines", "embedding_clustering", "evaluation",
-     "execution", "figures", "gradients", "heatmap_clustering", "poison_detector", "results",
+     "execution", "figures", "gradients", "poison_detector", "results",
      "workflow"},
-    {"cli", "detection", "engine", "evidence", "lrp", "site", "tables", "training"},
-    {"scan"},
+    {"cli", "engine", "evidence", "heatmap_clustering", "lrp", "site", "tables", "training"},
+    {"detection", "scan"},
 )  # fmt: skip
 """The house, ground floor first: a module imports only from floors below its own."""
 

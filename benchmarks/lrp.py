@@ -9,11 +9,10 @@ repeats, which take turns so that a busy machine slows both.
 
 import argparse
 import copy
-import json
-import time
 from pathlib import Path
 
 import torch
+from measure import Report, take_turns
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
@@ -108,19 +107,6 @@ def captum_heatmaps(model, images, batch_size):
     return torch.cat(heatmaps)
 
 
-def compare(ours, theirs, repeats):
-    """Time two functions in turns; return best seconds of each and their largest difference."""
-    seconds = {ours: [], theirs: []}
-    for _ in range(repeats):
-        results = []
-        for function in seconds:
-            begin = time.perf_counter()
-            results.append(function())
-            seconds[function].append(time.perf_counter() - begin)
-    difference = (results[0] - results[1]).abs().max() / results[1].abs().max()
-    return min(seconds[ours]), min(seconds[theirs]), float(difference)
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=64)
@@ -150,32 +136,14 @@ def main():
             theirs = lambda: captum_heatmaps(model, images, size)  # noqa: E731
             pairs.append((name, "captum batched", ours(name), theirs))
 
-    ours("released")()  # libraries loaded, memory warm
-    rows = []
-    header = (
-        f"{'composite':10} {'baseline':27} {'ratio':>6} {'ours/s':>8} {'theirs/s':>9} {'diff':>8}"
-    )
-    print(header)
+    report = Report(device=arguments.device, threads=arguments.threads)
     for name, label, own, theirs in pairs:
-        seconds, baseline, difference = compare(own, theirs, arguments.repeats)
-        row = {
-            "name": f"lrp {name}",
-            "baseline": label,
-            "ratio": baseline / seconds,
-            "seconds": seconds,
-            "baseline_seconds": baseline,
-            "max_rel_diff": difference,
-            "n": n,
-            "device": arguments.device,
-            "threads": arguments.threads,
-        }
-        rows.append(row)
-        print(
-            f"{name:10} {label:27} {row['ratio']:6.1f} {n / seconds:8.1f} "
-            f"{n / baseline:9.1f} {difference:8.1e}"
+        seconds, maps = take_turns(
+            {"ours": own, "theirs": theirs}, arguments.repeats, arguments.device
         )
-    if arguments.json:
-        arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
+        difference = (maps["ours"] - maps["theirs"]).abs().max() / maps["theirs"].abs().max()
+        report.row(f"lrp {name}", label, n, *seconds.values(), float(difference))
+    report.write(arguments.json)
 
 
 if __name__ == "__main__":

@@ -17,13 +17,12 @@ differ, or the logits of one batch without augmentation and dropout; null for th
 """
 
 import argparse
-import json
 import tempfile
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+from measure import Report, take_turns
 from PIL import Image
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import OneCycleLR
@@ -129,18 +128,6 @@ def operations(name):
     return counter.get_total_flops() / 2
 
 
-def take_turns(functions, rounds, device):
-    """Run functions in turns after a warm-up; return best seconds and last results by name."""
-    seconds, results = {name: [] for name in functions}, {}
-    for name in [*functions] * (rounds + 1):
-        begin = time.perf_counter()
-        results[name] = functions[name]()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        seconds[name].append(time.perf_counter() - begin)
-    return {name: min(times[1:]) for name, times in seconds.items()}, results
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     for option, number in {"images": 512, "rounds": 3, "threads": 1, "workers": 0}.items():
@@ -153,17 +140,7 @@ def main():
     n, name, rounds = arguments.images, arguments.model, arguments.rounds
     split, device = random_split(n), pick_device(arguments.device)
     side = 8192 if device.type == "cuda" else 1024
-    keys = ("name", "baseline", "ratio", "seconds", "baseline_seconds", "max_rel_diff")
-    shared = {"n": n, "device": device.type, "threads": arguments.threads}
-    rows = []
-    print(f"{'':15} {'baseline':31} {'ratio':>6} {'ours/s':>9} {'theirs/s':>9} {'diff':>8}")
-
-    def row(what, baseline, ours, theirs, difference=None):
-        values = (what, baseline, theirs / ours, ours, theirs, difference)
-        rows.append(dict(zip(keys, values, strict=True)) | shared)
-        shown = f"{n / ours:9.1f} {n / theirs:9.1f} {difference or 0:8.1e}"
-        print(f"{what:15} {baseline:31} {theirs / ours:6.2f} {shown}", flush=True)
-
+    report = Report(device=device.type, threads=arguments.threads)
     with tempfile.TemporaryDirectory() as folder:
         workers = {"num_workers": arguments.workers, "persistent_workers": arguments.workers > 0}
         files, tensors = (
@@ -178,22 +155,21 @@ def main():
         seconds, sums = take_turns(functions, rounds, device)
         for label in [*functions][1:]:
             difference = float(abs(sums["ours"] / sums[label] - 1))
-            row("augment", label, seconds["ours"], seconds[label], difference)
+            report.row("augment", label, n, seconds["ours"], seconds[label], difference)
         label = "DataLoader, PIL, float32 NCHW"
         functions = {
             "ours": lambda: train_ours(name, split, device),
             label: lambda: train_theirs(name, files, device),
         }
         ours, theirs = take_turns(functions, rounds, device)[0].values()
-    row(f"train {name}", label, ours, theirs, difference_of_logits(name, split, device))
+    report.row(f"train {name}", label, n, ours, theirs, difference_of_logits(name, split, device))
     for dtype in (torch.float32, torch.bfloat16):
         matrix = torch.randn(side, side, device=device).to(dtype)
         seconds, _ = take_turns({"matmul": lambda m=matrix: m @ m}, 3 * rounds, device)
         peak = 2 * side**3 / seconds["matmul"]
         label = f"peak {str(dtype).removeprefix('torch.')}, {peak / 1e9:.0f} GFLOP/s"
-        row("share of peak", label, ours, n * operations(name) / peak)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
+        report.row("share of peak", label, n, ours, n * operations(name) / peak)
+    report.write(arguments.json)
 
 
 if __name__ == "__main__":

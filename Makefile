@@ -36,7 +36,8 @@ MACHINE = --jobs $(JOBS) --gpus $(GPUS)
 BATCH   = $(PLACE) $(MACHINE) --data "$(DATA)" --device $(DEVICE) \
 	$(if $(MINUTES),--minutes $(MINUTES))
 
-.PHONY: help run resume sweep status figures gallery test test-fast lint strip lab site clean
+.PHONY: help run resume sweep status ablation beyond figures gallery test test-fast lint strip \
+	lab site clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*##/:/' | column -t -s:
@@ -54,6 +55,12 @@ sweep: $(READY)  ## a grid: GRID="--attack standard --p 1,2,5 --s 1,2,3 --repeti
 
 status: $(READY)  ## what is finished, what is missing, how long the rest will take
 	@nbsupport status $(PLACE) $(MACHINE) --scenarios $(SCENARIOS)
+
+ablation: $(READY)  ## is it LRP or is it GW? every representation, distance and clusterer
+	@nbsupport run $(BATCH) $(UNLOCK) --stage ablation --scenarios $(SCENARIOS)
+
+beyond: $(READY)  ## which class is it, and what is left of the backdoor after detection (notebook 6)
+	@nbsupport run $(BATCH) $(UNLOCK) --stage beyond --scenarios $(SCENARIOS)
 
 figures: $(READY)  ## write figures/ anew from the finished runs of PROFILE, without training
 	papermill --engine nbsupport --kernel python3 notebooks/05_results.ipynb \

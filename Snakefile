@@ -3,7 +3,8 @@
     snakemake --cores 2 --config profile=demo scenarios=standard-s3-p15-r0
 
 Snakemake decides which notebooks run, where and in what order; papermill runs each one. Settings
-(`--config name=value`): profile, scenarios (ids, or "paper"), runs, data, device, minutes, figures.
+(`--config name=value`): profile, scenarios (ids, or "paper"), runs, data, device, minutes, figures,
+filters (for every_beyond: what is dropped before a second training).
 """
 
 import os
@@ -12,10 +13,10 @@ import sys
 
 from snakemake.exceptions import WorkflowError
 
-from nbsupport.artifacts import STAGES
+from nbsupport.artifacts import CHAIN, FILTERS, STAGES
 from nbsupport.scenarios import Profile, Scenario, expand
 
-KNOWN = {"profile", "scenarios", "runs", "data", "device", "minutes", "figures"}
+KNOWN = {"profile", "scenarios", "runs", "data", "device", "minutes", "figures", "filters"}
 if unknown := set(config) - KNOWN:
     sys.exit(f"unknown settings {sorted(unknown)}; choose among {sorted(KNOWN)}")
 
@@ -24,6 +25,10 @@ try:
     SCENARIOS = expand(str(config.get("scenarios", "standard-s3-p15-r0")))
 except ValueError as error:
     sys.exit(str(error))
+
+DROP = str(config.get("filters", "poison_detector perfect random")).replace(",", " ").split()
+if unknown := set(DROP) - set(FILTERS):
+    sys.exit(f"unknown filters {sorted(unknown)}; choose among {', '.join(FILTERS)}")
 
 # A surrogate has no poison to detect, and no results.
 POISONED = [scenario for scenario in SCENARIOS if scenario.attack != "clean"]
@@ -56,6 +61,8 @@ ONE = (
     COMMON + "-p scenario {wildcards.scenario} -p data {DATA:q} -p device {DEVICE} "
     '-p runs "$(cd "$(dirname {output[0]})/../.." && pwd)" '
 )
+# What belongs to a filter lies two folders deeper.
+DEEP = ONE.replace("/../..", "/../../../..")
 
 
 def made(*stages, scenario="{scenario}"):
@@ -78,8 +85,8 @@ def finished(_):
     """All that the results are made of; their rates stand in records, so these count too."""
     files = []
     for scenario in POISONED:
-        files += made(*STAGES, scenario=scenario)
-        files += [f"{RUNS}/{PROFILE}/{scenario}/{stage}.json" for stage in STAGES]
+        files += made(*CHAIN, scenario=scenario)
+        files += [f"{RUNS}/{PROFILE}/{scenario}/{stage}.json" for stage in CHAIN]
         if scenario.needs_surrogate:
             files += made("attack", "training", scenario=scenario.surrogate)
     return files
@@ -94,11 +101,12 @@ def modules(*names):
     return [local(f"nbsupport/{name}.py") for name in names]
 
 
-localrules: all
+localrules: all, every_ablation, every_beyond
 
 
 wildcard_constraints:
     scenario="[^/]+",
+    filter="[a-z_]+",
 
 
 rule all:
@@ -189,11 +197,130 @@ rule gw_clustering:
         ONE
 
 
+rule ablation:
+    input:
+        surrogate,
+        made("attack", "training", "relevance"),
+        notebook=local("notebooks/07_ablation.ipynb"),
+        modules=modules(
+            "ablation", "gw", "transport", "barycentres", "detectors", "embeddings", "clusterers",
+            "heatmap_clustering", "embedding_clustering", "detection", "metrics",
+        ),
+    output:
+        f"{RUN}/ablation.npz",
+        f"{RUN}/ablation.json",
+    log:
+        notebook=f"{RUN}/07_ablation.ipynb",
+    threads: THREADS
+    resources:
+        gpu=int(GPU),
+        runtime=MINUTES,
+    shell:
+        ONE
+
+
+# A side road: results do not wait for it.
+rule every_ablation:
+    input:
+        [f"{RUNS}/{PROFILE}/{s}/ablation.json" for s in POISONED],
+
+
+rule scan:
+    input:
+        surrogate,
+        made("attack", "training"),
+        notebook=ancient(local("notebooks/06_beyond.ipynb")),
+    output:
+        f"{RUN}/scan.npz",
+        f"{RUN}/scan.json",
+    log:
+        notebook=f"{RUN}/06_scan.ipynb",
+    params:
+        version=STAGES["scan"].version,
+    threads: THREADS
+    resources:
+        gpu=int(GPU),
+        runtime=MINUTES,
+    shell:
+        ONE + "-p make scan"
+
+
+# Its files change only if other images are accused: new scores alone cost no training.
+rule filters:
+    input:
+        made("detection"),
+        notebook=ancient(local("notebooks/06_beyond.ipynb")),
+    output:
+        [f"{RUN}/retrained/{name}/removed.npz" for name in FILTERS],
+        [f"{RUN}/retrained/{name}/filter.json" for name in FILTERS],
+    log:
+        notebook=f"{RUN}/06_filters.ipynb",
+    params:
+        version=[STAGES[f"retrained/{name}/filter"].version for name in FILTERS],
+    resources:
+        runtime=MINUTES,
+    shell:
+        DEEP + "-p make filters"
+
+
+rule retraining:
+    input:
+        surrogate,
+        made("attack", "training"),
+        f"{RUN}/retrained/{{filter}}/removed.npz",
+        ancient(f"{RUN}/retrained/{{filter}}/filter.json"),
+        notebook=ancient(local("notebooks/06_beyond.ipynb")),
+    output:
+        f"{RUN}/retrained/{{filter}}/model.safetensors",
+        f"{RUN}/retrained/{{filter}}/training.json",
+    log:
+        notebook=f"{RUN}/retrained/{{filter}}/06_beyond.ipynb",
+    params:
+        version=lambda wildcards: STAGES[f"retrained/{wildcards.filter}/training"].version,
+        recipe=repr(PROFILE),
+    threads: THREADS
+    resources:
+        gpu=int(GPU),
+        runtime=MINUTES,
+    retries: 1
+    shell:
+        DEEP + "-p make {wildcards.filter}"
+
+
+def compared(wildcards):
+    """All that notebook 6 shows of one run, and the scan of the clean network beside it."""
+    clean = Scenario.parse(wildcards.scenario).surrogate
+    trained = [f"retrained/{name}/training" for name in DROP]
+    files = made(*CHAIN, "scan", *trained, scenario=wildcards.scenario)
+    return files + made("attack", "training", "scan", scenario=clean)
+
+
+rule beyond:
+    input:
+        compared,
+        notebook=local("notebooks/06_beyond.ipynb"),
+        modules=modules("figures", "results", "retraining", "scan"),
+    output:
+        f"{RUN}/beyond.csv",
+    log:
+        notebook=f"{RUN}/06_beyond.ipynb",
+    resources:
+        runtime=MINUTES,
+    shell:
+        ONE + "-p make none"
+
+
+rule every_beyond:
+    input:
+        [f"{RUNS}/{PROFILE}/{s}/beyond.csv" for s in POISONED],
+        [f"{RUNS}/{PROFILE}/{s}/scan.json" for s in SCENARIOS if s.attack == "clean"],
+
+
 rule results:
     input:
         finished,
         notebook=local("notebooks/05_results.ipynb"),
-        modules=modules("audits", "figures", "metrics", "paper", "results", "tables"),
+        modules=modules("ablation", "audits", "figures", "metrics", "paper", "results", "tables"),
     output:
         f"{RUNS}/{PROFILE}/results.csv",
     log:

@@ -26,7 +26,10 @@ import numpy as np
 from nbsupport import ROOT, __version__
 from nbsupport.scenarios import Profile, Scenario
 
-__all__ = ["STAGES", "ArtifactError", "Run", "Stage", "atomic", "checksum", "finished_runs"]
+__all__ = [
+    "CHAIN", "FILTERS", "STAGES", "ArtifactError", "Run", "Stage", "atomic", "checksum",
+    "finished_runs",
+]  # fmt: skip
 
 SCHEMA = 1
 """Version of the artefact layout; raise it when a reader of the old one would be misled."""
@@ -38,7 +41,7 @@ class ArtifactError(RuntimeError):
 
 @dataclass(frozen=True)
 class Stage:
-    """One step from attack to detection.
+    """One step from attack to detection, or a side road that is taken when asked for.
 
     Parameters
     ----------
@@ -52,12 +55,31 @@ class Stage:
         Counts the changes after which the same scenario gives another result; raise it with such
         a change, and what was made before is stale. Edits of prose, figures or names leave it, so
         that they cost nobody a training.
+    make : str
+        Target of make that runs it, with all that it needs.
+    option : str
+        What a notebook that makes several stages must be told (its parameter ``make``).
     """
 
     name: str
     payload: str
     notebook: str
     version: int = 1
+    make: str = "run"
+    option: str = ""
+
+
+FILTERS = ("poison_detector", "heatmap", "perfect", "random")
+"""Ways to choose the images that a network is trained again without (`nbsupport.retraining`)."""
+
+
+def _retrained(name: str) -> tuple[Stage, Stage]:
+    """Choose the images that a filter takes away; train without them."""
+    place, kind = f"retrained/{name}", {"notebook": "06_beyond", "make": "beyond"}
+    return (
+        Stage(f"{place}/filter", f"{place}/removed.npz", option="filters", **kind),
+        Stage(f"{place}/training", f"{place}/model.safetensors", option=name, **kind),
+    )
 
 
 STAGES = {
@@ -65,10 +87,16 @@ STAGES = {
     for stage in (
         Stage("attack", "attack.npz", "01_attacks"),
         Stage("training", "model.safetensors", "02_training"),
-        Stage("relevance", "relevance.npz", "03_lrp"),
+        Stage("relevance", "relevance.npz", "03_lrp", version=2),
         Stage("detection", "detection.npz", "04_gw_clustering"),
+        Stage("ablation", "ablation.npz", "07_ablation", make="ablation"),
+        Stage("scan", "scan.npz", "06_beyond", make="beyond", option="scan"),
+        *(stage for name in FILTERS for stage in _retrained(name)),
     )
 }
+
+CHAIN = tuple(name for name, stage in STAGES.items() if stage.make == "run")
+"""The stages that results are made of, in their order."""
 
 
 @dataclass(frozen=True)
@@ -108,13 +136,15 @@ class Run:
 
     def command(self, stage: str) -> str:
         """Commands that make a stage, for error messages: with all it needs, or alone."""
-        name, runs = STAGES[stage].notebook, shlex.quote(str(self.runs))
+        name, target, option = (getattr(STAGES[stage], k) for k in ("notebook", "make", "option"))
+        runs = shlex.quote(str(self.runs))
         out = shlex.quote(str(self.folder / f"{name}.ipynb"))
         return (
-            f"  make run PROFILE={self.profile} SCENARIOS={self.scenario} RUNS={runs}\n"
+            f"  make {target} PROFILE={self.profile} SCENARIOS={self.scenario} RUNS={runs}\n"
             "or, if all that comes before it is there, with\n"
             f"  papermill --engine nbsupport notebooks/{name}.ipynb {out} "
             f"-p scenario {self.scenario} -p profile {self.profile} -p runs {runs}"
+            + (f" -p make {option}" if option else "")
         )
 
     def save(
@@ -159,7 +189,7 @@ class Run:
             were there before stay as they were.
         """
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            self.path(stage).parent.mkdir(parents=True, exist_ok=True)
             # Contexts close from the right: the payload is in place before the record names it.
             with atomic(self.path(stage)) as note, atomic(self.payload(stage)) as temporary:
                 _write_payload(temporary, self.payload(stage).suffix, payload)
@@ -279,6 +309,8 @@ class Run:
 def finished_runs(runs: Path, stage: str = "detection", profile: str | None = None) -> list[Run]:
     """List the runs in which ``stage`` and all before it are sound, in the order of their ids.
 
+    Before a side road lies the whole `CHAIN`.
+
     Folders that are no run (another profile's figures, say) are passed over.
     """
     found = []
@@ -286,8 +318,8 @@ def finished_runs(runs: Path, stage: str = "detection", profile: str | None = No
         with suppress(ValueError):
             names = path.parent.parent.name, path.parent.name
             run = Run(Path(runs), Profile.parse(names[0]), Scenario.parse(names[1]))
-            before = list(STAGES)[: list(STAGES).index(stage) + 1]
-            if run.folder == path.parent and all(run.has(each) for each in before):
+            before = CHAIN[: CHAIN.index(stage)] if stage in CHAIN else CHAIN
+            if run.folder == path.parent and all(run.has(each) for each in (*before, stage)):
                 found.append(run)
     return found
 
@@ -344,8 +376,8 @@ def library_versions() -> dict[str, str]:
 def _input_key(run: Run, other: Run, stage: str) -> str:
     """Name an input relative to the run's folder, so that the folder of runs may be moved."""
     if other.folder == run.folder:
-        return other.payload(stage).name
-    return f"../{other.folder.name}/{other.payload(stage).name}"
+        return STAGES[stage].payload
+    return f"../{other.folder.name}/{STAGES[stage].payload}"
 
 
 def _write_payload(path: Path, suffix: str, payload: Mapping[str, Any]) -> None:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterable
 
 from nbsupport import paper, workflow
-from nbsupport.artifacts import ArtifactError, Run, finished_runs
+from nbsupport.artifacts import STAGES, ArtifactError, Run, finished_runs
 from nbsupport.execution import anchored
 from nbsupport.scenarios import (
     ATTACKS,
@@ -54,6 +54,8 @@ def _parser() -> argparse.ArgumentParser:
     batch = argparse.ArgumentParser(add_help=False)
     batch.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     batch.add_argument("--minutes", type=int, help="time limit of each step")
+    aside = sorted({stage.make for stage in STAGES.values()} - {"run"})
+    batch.add_argument("--stage", choices=aside, help="make this, and only what it needs")
     batch.add_argument("--dry-run", action="store_true", help="say what would be run")
     batch.add_argument("--unlock", action="store_true", help="after an interruption: unlock first")
 
@@ -154,12 +156,13 @@ def _execute(options: argparse.Namespace, scenarios: tuple[Scenario, ...]) -> in
 
     if options.unlock and (status := call("--unlock")):
         return status
+    target = [f"every_{options.stage}"] if options.stage else []
     if options.dry_run:
-        return call("--dry-run")
+        return call(*target, "--dry-run")
     # One job alone shall fill the cache of images, not all of them at once.
     _print_data(options)
     print(said, file=sys.stderr)
-    return call(watch=watch)
+    return call(*target, watch=watch)
 
 
 def _print_status(options: argparse.Namespace) -> None:

@@ -55,8 +55,9 @@ class DetectionInputs:
     logits : array or Tensor, shape (n, classes), optional
     heatmaps : mapping from composite name to array or Tensor, shape (n, H, W), optional
         Relevance of the label's logit, summed over colour channels.
-    evidence : array, shape (n, k, 3), optional
-        What occlusion and transplantation found: `nbsupport.evidence.Evidence.table`.
+    evidence : array, shape (n, 3 k + d), optional
+        What occlusion and transplantation found, and activations:
+        `nbsupport.evidence.Evidence.table`.
     """
 
     ids: np.ndarray
@@ -248,7 +249,7 @@ def detect(
         "n": len(score),
         "n_flagged": int(estimator.poisoned_.sum()),
     }
-    for name in ("inertia_", "n_iter_", "gap_", "present_", "n_strong_", "threshold_"):
+    for name in ("inertia_", "n_iter_", "gap_", "present_", "witnesses_", "n_strong_"):
         if hasattr(estimator, name):
             details[name.rstrip("_")] = getattr(estimator, name)
     if hasattr(estimator, "n_clusters_"):

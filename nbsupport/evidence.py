@@ -75,9 +75,9 @@ class Evidence:
         The strongest class beside the label then.
     gain : ndarray, shape (n, k)
         Rise of the margin of an image of another class once the window is pasted into it; median
-        over those images.
+        over those images. NaN where it was not measured.
     carried : ndarray, shape (n, k)
-        Share of them that are then read as the label.
+        Share of them that are then read as the label; NaN where it was not measured.
     """
 
     sides: tuple[int, ...]
@@ -93,22 +93,26 @@ class Evidence:
         """Return the number n of images."""
         return len(self.margin)
 
-    def table(self, heatmaps) -> np.ndarray:
-        """Set three kinds of evidence side by side: what `PoisonDetector` reads.
+    def table(self, heatmaps, activations=None) -> np.ndarray:
+        """Set evidence and activations side by side: what `PoisonDetector` reads.
 
         Parameters
         ----------
         heatmaps : array or Tensor, shape (n, h, w)
             Heatmaps of the same images; those of the squared rule told most, see `concentration`.
+        activations : array or Tensor, shape (n, d), optional
+            What the last hidden layer makes of them.
 
         Returns
         -------
-        ndarray, shape (n, k, 3)
-            The lead of the best other class once the window is covered, the gain of other images,
-            and the concentration of the heatmap (the same for all k sides).
+        ndarray, shape (n, 3 k + d)
+            For each side of the window the lead of the best other class once it is covered, the
+            gain of other images, and the concentration of the heatmap (the same for all sides);
+            then the activations.
         """
         narrow = np.broadcast_to(concentration(heatmaps)[:, None], self.gain.shape)
-        return np.stack([-self.occluded, self.gain, narrow], axis=2)
+        told = np.stack([-self.occluded, self.gain, narrow], axis=2).reshape(len(self), -1)
+        return told if activations is None else np.hstack([told, np.asarray(activations)])
 
 
 def concentration(heatmaps) -> np.ndarray:
@@ -307,11 +311,19 @@ def gather(
     carriers: Tensor,
     device: torch.device,
     *,
+    narrow=None,
+    reference: int = 256,
     sides: Sequence[int] = SIDES,
     precision: str = "auto",
+    seed: int = 0,
     progress: Progress | None = None,
 ) -> Evidence:
     """Occlude and transplant what every image of one label rests on.
+
+    Transplantation costs a forward pass for each image and carrier, occlusion one for each image.
+    So only those are transplanted whose gain can matter: an image at or below the median of one
+    kind of evidence has no strength (`PoisonDetector`), whatever it would gain. A random sample is
+    transplanted too: it tells what is usual.
 
     Parameters
     ----------
@@ -327,10 +339,17 @@ def gather(
         Images of other classes, see `pick_carriers`.
     device : torch.device
         Where to compute.
+    narrow : ndarray, shape (n,), optional
+        `concentration` of the heatmaps that the table will be made of; without it, occlusion alone
+        decides who is transplanted.
+    reference : int
+        Size of the random sample; n or more measures all.
     sides : sequence of int
         Sides of the windows tried; together, they stand for a trigger of unknown size.
     precision : {"auto", "fp32"}
         As in `nbsupport.evaluation.predict`.
+    seed : int
+        Seed of the random sample.
     progress : callable, optional
         Called with steps done, steps in all and a line of text.
 
@@ -351,19 +370,28 @@ def gather(
             "together; needs (n, 3, h, w) and (n, h, w), n > 0"
         )
     before = label_margin(predict(model, carriers, device, precision), label)
+    usual = np.zeros(len(images), dtype=bool)
+    usual[np.random.default_rng(seed).permutation(len(images))[:reference]] = True
+    above = np.ones(len(images), dtype=bool) if narrow is None else narrow > np.median(narrow)
     columns: dict[str, list[Tensor]] = {}
     for k, side in enumerate(sides):
         row, column = relevant_windows(heatmaps, side)
         masks = window_masks(row, column, torch.full_like(row, side), heatmaps.shape[1:])
         logits = predict(model, fill(images, masks), device, precision)
-        pasted = transplant(model, images, masks, carriers, label, device, precision)
+        occluded = label_margin(logits, label)
+        lost = (occluded <= occluded.median()).numpy()
+        asked = torch.from_numpy(usual | (above & lost))
+        gain, carried = torch.full((2, len(images)), torch.nan)
+        pasted = transplant(model, images[asked], masks[asked], carriers, label, device, precision)
+        gain[asked] = (pasted - before).median(1).values
+        carried[asked] = (pasted > 0).float().mean(1)
         found = {
             "row": row,
             "column": column,
-            "occluded": label_margin(logits, label),
+            "occluded": occluded,
             "answer": _without(logits, label).argmax(1),
-            "gain": (pasted - before).median(1).values,
-            "carried": (pasted > 0).float().mean(1),
+            "gain": gain,
+            "carried": carried,
         }
         for name, values in found.items():
             columns.setdefault(name, []).append(values)

@@ -32,7 +32,8 @@ from nbsupport.artifacts import atomic, checksum, code_version
 __all__ = [
     "CLEAN", "METHOD_STYLE", "POISONED", "RATES", "Style", "class_confusion", "comparison",
     "confusion_heatmap", "contact_sheet", "evidence", "heatmap_grid", "image_grid", "method_style",
-    "overlay", "per_class_bars", "picture_rows", "pixel_maps", "rates_plot", "relevance_flow",
+    "overlay", "per_class_bars", "picture_rows", "pixel_maps", "rate_maps", "rates_plot",
+    "relevance_flow",
     "results_table", "save", "score_histogram", "scoreboard_bars", "show", "strength_plot",
     "training_curves", "use_theme",
 ]  # fmt: skip
@@ -625,6 +626,60 @@ def rates_plot(
         labelled.values(), labelled, loc="outside lower center", frameon=False,
         ncols=min(4, len(labelled)),
     )  # fmt: skip
+    return fig
+
+
+def rate_maps(
+    panels: Mapping[str, pd.DataFrame], *, label: str = "AUROC (%)", title: str = ""
+) -> Figure:
+    """Draw tables of rates as coloured cells, one panel a table; 50 %, which is chance, is white.
+
+    Parameters
+    ----------
+    panels : mapping
+        Title of a panel -> rates in percent, a row each, with columns of two levels: groups, drawn
+        apart from each other, and what is in them. NaN is a cell that was left out. All tables
+        have the same columns.
+    label : str
+        Name of the rate, with its unit.
+    title : str
+        Finding.
+    """
+    rows = [len(table) for table in panels.values()]
+    columns = next(iter(panels.values())).columns
+    groups = columns.get_level_values(0)
+    starts = [i for i in range(len(groups)) if i == 0 or groups[i] != groups[i - 1]]
+    fig, axes = plt.subplots(
+        len(panels), 1, figsize=(WIDTH, 1.9 + sum(0.24 * n + 0.25 for n in rows)), sharex=True,
+        squeeze=False, height_ratios=rows,
+    )  # fmt: skip
+    _suptitle(fig, title)
+    for ax, (name, table) in zip(axes[:, 0], panels.items(), strict=True):
+        rates = table.to_numpy(dtype=float)
+        ax.set_facecolor("0.9")
+        drawn = ax.imshow(rates, cmap="PuOr", vmin=0, vmax=100, aspect="auto")
+        for (y, x), rate in np.ndenumerate(rates):
+            text, dark = ("·", False) if math.isnan(rate) else (f"{rate:.0f}", abs(rate - 50) > 35)
+            ax.text(x, y, text, ha="center", va="center", fontsize=7, color="w" if dark else "0.1")
+        ax.set_title(name, fontsize=9)
+        ax.set(yticks=range(len(table)), yticklabels=table.index)
+        ax.tick_params(labelsize=8, length=0)
+        ax.grid(False)
+        for start in starts[1:]:
+            ax.axvline(start - 0.5, color="0.2", linewidth=1.2)
+    last = axes[-1, 0]
+    last.set_xticks(range(len(columns)), columns.get_level_values(1), rotation=90, fontsize=8)
+    ends = [*starts[1:], len(groups)]
+    for start, end in zip(starts, ends, strict=True):
+        name = textwrap.fill(groups[start], max(9, 5 * (end - start)))
+        last.annotate(
+            name, ((start + end - 1) / 2, 0), (0, -52), ha="center", va="top",
+            xycoords=("data", "axes fraction"), textcoords="offset points", fontsize=8,
+        )  # fmt: skip
+    bar = fig.colorbar(drawn, ax=axes[:, 0], shrink=0.6, pad=0.01, aspect=30)
+    bar.set_label(label, fontsize=9)
+    bar.ax.tick_params(labelsize=8)
+    bar.outline.set_visible(False)
     return fig
 
 

@@ -1,4 +1,4 @@
-"""One detector for all rates: images whose label rests on a piece that convinces elsewhere too.
+"""One detector for all rates, with two witnesses: each image alone, and the crowd.
 
 What `fit` leaves behind is told in `nbsupport.detectors`.
 """
@@ -6,100 +6,190 @@ What `fit` leaves behind is told in `nbsupport.detectors`.
 import numpy as np
 from sklearn.utils.validation import check_is_fitted
 
+from nbsupport.baselines import ActivationClustering
 from nbsupport.detectors import Detector
 
 __all__ = ["PoisonDetector"]
 
+KINDS = 3  # what `evidence.Evidence.table` tells of each side of the window
+
 
 class PoisonDetector(Detector):
-    """Judge images by what their most relevant piece is worth, here and in other images.
+    """Accuse what either of two witnesses accuses; believe neither unless it is sure.
 
-    Each piece of evidence (`nbsupport.evidence`) is measured in robust standard deviations from
+    The first witness asks each image alone what its most relevant piece is worth
+    (`nbsupport.evidence`). Each piece of evidence is measured in robust standard deviations from
     the median of the class. The *strength* of an image is the geometric mean of three of them: how
     clearly the label is lost once the piece is covered, how far the piece pushes other images
     towards the label, and how few pixels the relevance rests on. A clean image may stand out in
-    one, hardly in all. Of several sides of the window the strongest counts.
+    one, hardly in all. Of several sides of the window the strongest counts. This finds rare
+    poison, and triggers that decide alone.
+
+    The second witness is Activation Clustering, heard only where its two clusters are far apart.
+    This finds poison that is frequent, whatever the trigger looks like.
 
     Parameters
     ----------
+    sides : int, default 2
+        How many sides of the window the evidence has: the first 3 * sides columns of `X`.
     strong : float, default 3.0
         From this strength on an image is a strong candidate.
     min_images : int, default 5
-        Fewest strong candidates of a poisoned class, and
+        The first witness is heard from so many strong candidates on, if they are
     min_share : float, default 0.005
-        their least share of the class (the presence test). With fewer, nobody is accused.
+        at least this share of the class.
     relative : float, default 0.45
-        In a poisoned class, accuse images of at least this share of the median strength of the
-        strong candidates.
+        He then accuses images of at least this share of the median strength of the strong
+        candidates.
+    silhouette_threshold : float, default 0.55
+        The second witness is heard if the mean silhouette of the clusters exceeds this,
+    size_threshold : float, default 0.4
+        and the smaller cluster, which he accuses, holds less than this share
+    min_class : int, default 50
+        of a class of at least so many images: a handful falls into clusters by chance.
 
     Attributes
     ----------
     labels_, poisoned_ : ndarray, shape (n,)
         1 (True) for accused images; maybe none.
     present_ : bool
-        Whether the class is called poisoned.
+        Whether the class is called poisoned: whether a witness was heard.
+    witnesses_ : list of str
+        Which ones: "evidence", "activations".
     n_strong_ : int
         Strong candidates.
     threshold_ : float
-        Strength from which images are accused; infinite unless `present_`.
-    centre_, scale_ : ndarray, shape (k, 3)
+        Strength from which the first witness accuses; infinite unless he is heard.
+    silhouette_ : float or None
+        Of the clusters of activations.
+    centre_, scale_ : ndarray, shape (sides, 3)
         Median and 1.4826 times the median absolute deviation of the evidence.
 
     Notes
     -----
-    `X` has shape (n, k, 3), `nbsupport.evidence.Evidence.table`. `decision_function` is the
-    strength; images below the median in one kind of evidence have none, and are ranked by the sum
-    of their deviations.
+    `X` has shape (n, 3 * sides + d), from `nbsupport.evidence.Evidence.table`: evidence, then d
+    activations. Without activations (d = 0) the second witness is silent. A gain may be NaN where
+    it was not measured; see `nbsupport.evidence.gather`.
+
+    `decision_function` is 1 where an accusation begins and rises with it. In a class that is
+    called clean it is the strength over `strong`. Images below the median in one kind of evidence
+    have no strength, and are ranked by the sum of their deviations.
 
     It is told neither the rate nor the size or place of the trigger, but presumes that less than
-    half of the class is poisoned and that the trigger is local.
+    half of the class is poisoned.
     """
 
-    def __init__(self, strong=3.0, min_images=5, min_share=0.005, relative=0.45):
+    def __init__(
+        self,
+        sides=2,
+        strong=3.0,
+        min_images=5,
+        min_share=0.005,
+        relative=0.45,
+        silhouette_threshold=0.55,
+        size_threshold=0.4,
+        min_class=50,
+    ):
+        self.sides = sides
         self.strong = strong
         self.min_images = min_images
         self.min_share = min_share
         self.relative = relative
+        self.silhouette_threshold = silhouette_threshold
+        self.size_threshold = size_threshold
+        self.min_class = min_class
 
     def _validate(self, X, *, reset: bool) -> np.ndarray:
         X = np.asarray(X, dtype=np.float64)
-        if X.ndim != 3 or X.shape[2] != 3 or 0 in X.shape:
+        width = KINDS * self.sides
+        if X.ndim != 2 or len(X) == 0 or X.shape[1] < width:
             raise ValueError(
-                f"X must hold evidence of shape (n, k, 3), got {X.shape}: make it with "
-                "nbsupport.evidence.gather(...).table(heatmaps)"
+                f"X must hold evidence of {self.sides} sides, then activations: shape (n, {width} "
+                f"or more), got {X.shape}; make it with "
+                "nbsupport.evidence.gather(...).table(heatmaps, activations)"
             )
-        if not np.isfinite(X).all():
+        known = X.copy()
+        known[:, 1:width:KINDS][np.isnan(known[:, 1:width:KINDS])] = 0.0
+        if not np.isfinite(known).all():
             raise ValueError("the evidence holds NaN or infinity: look at the network's logits")
-        if not reset and X.shape[1] != len(self.centre_):
-            raise ValueError(f"evidence of {X.shape[1]} sides, was fitted with {len(self.centre_)}")
+        if reset:
+            self.n_features_in_ = X.shape[1]
+        elif X.shape[1] != self.n_features_in_:
+            raise ValueError(f"X has {X.shape[1]} columns, was fitted with {self.n_features_in_}")
         return X
 
+    def _parts(self, X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        width = KINDS * self.sides
+        return X[:, :width].reshape(len(X), self.sides, KINDS), X[:, width:]
+
     def _split(self, X: np.ndarray) -> np.ndarray:
-        for name, highest in (("strong", np.inf), ("min_share", 1), ("relative", 1)):
+        shares = ("min_share", "relative", "size_threshold", "silhouette_threshold")
+        for name, highest in (("strong", np.inf), *((share, 1) for share in shares)):
             value = getattr(self, name)
             if not 0 < value <= highest:
                 raise ValueError(f"{name} is {value}; needs more than 0 and at most {highest}")
-        self.centre_ = np.median(X, axis=0)
-        scale = 1.4826 * np.median(np.abs(X - self.centre_), axis=0)
+        evidence, activations = self._parts(X)
+        if np.isnan(evidence).all(axis=0).any():
+            raise ValueError("no gain was measured at one of the sides: nothing to compare with")
+        self.centre_ = np.nanmedian(evidence, axis=0)
+        scale = 1.4826 * np.nanmedian(np.abs(evidence - self.centre_), axis=0)
         # Where more than half of a class answers alike, any deviation counts in logits.
         self.scale_ = np.where(scale > 1e-9 * (1 + np.abs(self.centre_)), scale, 1.0)
-        strength = self._strength(X)
+        strength = self._strength(evidence)
         candidates = strength[strength >= self.strong]
         self.n_strong_ = len(candidates)
-        self.present_ = self.n_strong_ >= max(self.min_images, self.min_share * len(X))
-        self.threshold_ = self.relative * np.median(candidates) if self.present_ else np.inf
-        self.poison_clusters_ = np.array([1])
-        return (strength >= self.threshold_).astype(np.int64)
+        heard = self.n_strong_ >= max(self.min_images, self.min_share * len(X))
+        self.threshold_ = self.relative * float(np.median(candidates)) if heard else np.inf
+        self.witnesses_ = ["evidence"] * bool(heard)
+        self.clusters_, self.silhouette_ = None, None
+        if activations.shape[1] and len(X) >= max(3, self.min_class):
+            self.clusters_ = ActivationClustering(
+                reduce="PCA",
+                n_components=min(10, activations.shape[1], len(X)),
+                cluster_analysis="silhouette",
+                silhouette_threshold=self.silhouette_threshold,
+                size_threshold=self.size_threshold,
+                random_state=0,
+            ).fit(activations)
+            self.silhouette_ = self.clusters_.report_["silhouette"]
+            self.witnesses_ += ["activations"] * bool(self.clusters_.poisoned_.any())
+        self.present_ = bool(self.witnesses_)
+        self.suspect_, self.poison_clusters_ = 1, np.array([1])
+        return (self._score(X) >= 1).astype(np.int64) * self.present_
 
-    def _deviations(self, X: np.ndarray) -> np.ndarray:
-        return (X - self.centre_) / self.scale_
+    def _deviations(self, evidence: np.ndarray) -> np.ndarray:
+        return np.nan_to_num((evidence - self.centre_) / self.scale_, nan=0.0)
 
-    def _strength(self, X: np.ndarray) -> np.ndarray:
-        return np.cbrt(self._deviations(X).clip(0).prod(axis=2)).max(axis=1)
+    def _strength(self, evidence: np.ndarray) -> np.ndarray:
+        return np.cbrt(self._deviations(evidence).clip(0).prod(axis=2)).max(axis=1)
+
+    def _score(self, X: np.ndarray) -> np.ndarray:
+        evidence, activations = self._parts(X)
+        strength = self._strength(evidence)
+        total = self._deviations(evidence).sum(axis=2).max(axis=1)
+        score = np.where(strength > 0, strength, np.minimum(total, 0) - 1e-9)
+        if "evidence" in self.witnesses_:
+            score /= self.threshold_
+        elif self.present_:
+            # What the silent witness says only ranks those whom the other leaves alone.
+            score = 1e-6 * score
+        else:
+            score /= self.strong
+        if "activations" in self.witnesses_:
+            cost = self.clusters_._cost(activations)
+            suspect = self.clusters_.suspect_
+            mine, other = cost[:, suspect], np.delete(cost, suspect, axis=1).min(axis=1)
+            # From 0 at the heart of the other cluster to 2 at that of the accused one.
+            crowd = 1 + (other - mine) / (other + mine)
+            score = np.maximum(score, crowd)
+        return score
+
+    def strength(self, X) -> np.ndarray:
+        """Strength of images, shape (n,): what the first witness goes by."""
+        check_is_fitted(self)
+        return self._strength(self._parts(self._validate(X, reset=False))[0])
 
     def decision_function(self, X) -> np.ndarray:
-        """Score images, shape (n,): higher means more likely poisoned."""
+        """Score images, shape (n,): 1 where an accusation begins, higher for clearer ones."""
         check_is_fitted(self)
-        X = self._validate(X, reset=False)
-        strength, total = self._strength(X), self._deviations(X).sum(axis=2).max(axis=1)
-        return np.where(strength > 0, strength, np.minimum(total, 0) - 1e-9)
+        return self._score(self._validate(X, reset=False))

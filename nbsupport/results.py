@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from nbsupport.artifacts import STAGES, Run, atomic, library_versions
+from nbsupport.artifacts import CHAIN, Run, atomic, library_versions
 
-__all__ = ["COLUMNS", "OURS", "collect", "provenance", "strength", "update_csv"]
+__all__ = ["COLUMNS", "OURS", "collect", "localisation", "provenance", "strength", "update_csv"]
 
 OURS = "poison_detector"
 """The best detector of this edition, which stands beside the paper's methods."""
@@ -127,6 +127,39 @@ def strength(runs: Iterable[Run]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["scenario", "rate", "value", "n", "n_effective"])
 
 
+def localisation(runs: Iterable[Run]) -> pd.DataFrame:
+    """Read how well the heatmaps of each composite see the trigger.
+
+    Parameters
+    ----------
+    runs : iterable of Run
+        Runs with relevance finished; those without poisoned images have no trigger to be seen.
+
+    Returns
+    -------
+    DataFrame
+        One row per run and composite: ``scenario``, ``composite``, the three measures of
+        `nbsupport.localisation` and the AUROC of clusterings on these heatmaps, in percent,
+        ``n`` (all images of the class) and ``seconds`` for their heatmaps.
+
+    Raises
+    ------
+    ArtifactError
+        If a record is missing or unsound.
+    """
+    rows = []
+    for run in runs:
+        found = run.load("relevance")["result"]
+        rows += [
+            {"scenario": str(run.scenario), "composite": composite}
+            | seen
+            | found["detection"].get(composite, {})
+            | {"n": found["n"], "seconds": round(found["seconds"][composite], 1)}
+            for composite, seen in (found["localisation"] or {}).items()
+        ]
+    return pd.DataFrame(rows)
+
+
 def _effective(rates: np.ndarray, sizes: np.ndarray) -> float:
     """Images in a plain rate of the same variance as an unweighted mean of class rates.
 
@@ -138,21 +171,21 @@ def _effective(rates: np.ndarray, sizes: np.ndarray) -> float:
     return share.mean() * (1 - share.mean()) / variance
 
 
-def provenance(runs: Iterable[Run]) -> dict:
-    """Say where results come from: checksums, code, device and seconds of every stage.
+def provenance(runs: Iterable[Run], stages: Iterable[str] = CHAIN) -> dict:
+    """Say where results come from: checksums, code, device and seconds of the stages.
 
     Returns
     -------
     dict
         Ready for the JSON file beside a figure.
     """
-    runs, kept = list(runs), ("payload", "code", "device", "seconds")
+    runs, stages, kept = list(runs), tuple(stages), ("payload", "code", "device", "seconds")
     return {
         "profiles": sorted({str(run.profile) for run in runs}),
         "runs": {
             f"{run.profile}/{run.scenario}": {
                 stage: {key: record[key] for key in kept}
-                for stage, record in ((stage, run.load(stage)) for stage in STAGES)
+                for stage, record in ((stage, run.load(stage)) for stage in stages)
             }
             for run in runs
         },

@@ -5,6 +5,7 @@ Every class in turn is taken for the target of an attack, and the detector says 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,12 +14,14 @@ from sklearn.base import clone
 from torch import nn
 
 from nbsupport import evidence, lrp
+from nbsupport.baselines import ActivationClustering
+from nbsupport.graph import Network
 from nbsupport.poison_detector import PoisonDetector
 
 if TYPE_CHECKING:
     from nbsupport.data import Split
 
-__all__ = ["ClassVerdict", "scan"]
+__all__ = ["ClassVerdict", "first_check", "scan"]
 
 Progress = Callable[[int, int, str], None]
 
@@ -41,6 +44,10 @@ class ClassVerdict:
         Strong candidates; see `PoisonDetector`.
     strongest : float
         Largest strength of an image.
+    silhouette : float or None
+        How clearly the activations fall into two clusters; None if they were not looked at.
+    witnesses : tuple of str
+        On whose word the class is called poisoned.
     """
 
     label: int
@@ -49,11 +56,13 @@ class ClassVerdict:
     accused: np.ndarray
     n_strong: int
     strongest: float
+    silhouette: float | None = None
+    witnesses: tuple[str, ...] = ()
 
     @property
     def share(self) -> float:
-        """Share of strong candidates: what classes are ranked by."""
-        return self.n_strong / self.n
+        """Share of images accused, or of strong candidates if that is larger."""
+        return max(self.n_strong, len(self.accused)) / self.n
 
 
 def scan(
@@ -64,6 +73,8 @@ def scan(
     labels: Sequence[int] | None = None,
     detector: PoisonDetector | None = None,
     per_class: int | None = None,
+    carriers: int = 24,
+    layer: str | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> list[ClassVerdict]:
@@ -83,6 +94,11 @@ def scan(
         Prototype, cloned for each class.
     per_class : int, optional
         Examine a sample of so many images a class; all of them if left out.
+    carriers : int
+        Images that each piece is pasted into; most of the time goes into them.
+    layer : str, optional
+        Layer whose activations are clustered; the model's attribute ``penultimate`` if left out.
+        Without either, the evidence of single images decides alone.
     seed : int
         Seed of samples and carriers.
     progress : callable, optional
@@ -91,7 +107,8 @@ def scan(
     Returns
     -------
     list of ClassVerdict
-        Most suspicious first: by the share of strong candidates, then by the strongest image.
+        Most suspicious first: poisoned classes, then by `ClassVerdict.share`, then by the
+        strongest image.
 
     Raises
     ------
@@ -102,31 +119,76 @@ def scan(
     labels = present if labels is None else np.asarray(labels)
     if missing := sorted(set(labels.tolist()) - set(present.tolist())):
         raise ValueError(f"there are no images of classes {missing}; there are {present.tolist()}")
+    layer = layer or getattr(model, "penultimate", None)
+    layers = [layer] if layer else []
     rng, verdicts = np.random.default_rng(seed), []
     for done, label in enumerate(map(int, labels)):
         rows = torch.nonzero(split.labels == label)[:, 0]
         if per_class is not None and len(rows) > per_class:
             rows = rows[torch.from_numpy(np.sort(rng.permutation(len(rows))[:per_class]))]
         some = split.select(rows)
-        where, what = (
-            lrp.explain(
-                model, some.images, target=label, composite=composite, device=device
-            ).heatmaps
-            for composite in ("gamma", "squared")
+        look = partial(lrp.explain, model, some.images, target=label, device=device)
+        where = look(composite="gamma", layers=layers)
+        what = look(composite="squared").heatmaps
+        others = evidence.pick_carriers(
+            model, split, label, device, count=carriers, pool=max(4, carriers // 3), seed=seed
         )
-        carriers = evidence.pick_carriers(model, split, label, device, seed=seed)
-        found = evidence.gather(model, some.images, where, label, carriers, device).table(what)
-        judge = clone(detector or PoisonDetector()).fit(found)
+        narrow = evidence.concentration(what)
+        found = evidence.gather(
+            model, some.images, where.heatmaps, label, others, device, narrow=narrow, seed=seed
+        )
+        told = found.table(what, where.activations[layers[0]] if layers else None)
+        judge = clone(detector or PoisonDetector()).fit(told)
         verdict = ClassVerdict(
             label=label,
             n=len(some),
             present=judge.present_,
             accused=some.ids.numpy()[judge.poisoned_],
             n_strong=judge.n_strong_,
-            strongest=float(judge.decision_function(found).max()),
+            strongest=float(judge.strength(told).max()),
+            silhouette=judge.silhouette_,
+            witnesses=tuple(judge.witnesses_),
         )
         verdicts.append(verdict)
         if progress:
-            text = f"class {label}: {verdict.n_strong} of {verdict.n} are strong candidates"
+            text = f"class {label}: {len(verdict.accused)} of {verdict.n} accused"
             progress(done + 1, len(labels), text)
-    return sorted(verdicts, key=lambda v: (v.share, v.strongest), reverse=True)
+    return sorted(verdicts, key=lambda v: (v.present, v.share, v.strongest), reverse=True)
+
+
+def first_check(
+    model: nn.Module, split: "Split", device: torch.device, *, batch_size: int = 256
+) -> dict[int, float]:
+    """Cut the activations of every class in two, as Activation Clustering does.
+
+    It takes one look at each image and no explanation: the initial check that Section 8 of the
+    paper has in mind.
+
+    Parameters
+    ----------
+    model : Module
+        The trained network; its attribute ``penultimate`` names the layer that is read.
+    split : Split
+        Its training images, with the labels it was trained on.
+    device : torch.device
+        Where to compute.
+    batch_size : int
+        Images at a time.
+
+    Returns
+    -------
+    dict
+        Share of the smaller group in [0, 0.5] by class; NaN for a class of one image. The poisoned
+        group of a class is small, but a class without poison is cut in two as well, often into
+        unequal parts.
+    """
+    network, layer, shares = Network(model, device), model.penultimate, {}
+    for label in map(int, np.unique(split.labels.numpy())):
+        with torch.inference_mode():
+            batches = [
+                network.forward(network.images(some), keep=(layer,)).values[layer].flatten(1).cpu()
+                for some in split.of_class(label).images.split(batch_size)
+            ]
+        X = torch.cat(batches).numpy()
+        shares[label] = ActivationClustering().fit(X).poisoned_.mean() if len(X) > 1 else np.nan
+    return shares

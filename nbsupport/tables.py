@@ -328,7 +328,7 @@ def export(
     Parameters
     ----------
     table : DataFrame
-        A comparison, whose texts become `readable`, or any other table with a ``method``.
+        A comparison, whose texts become `readable`, or any other table.
     name : str
         Stem of the files.
     folder : Path
@@ -343,10 +343,12 @@ def export(
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    compared = "experiment" in table
-    text = (
-        readable(table) if list(table.columns) == COLUMNS else table.assign(method=_labels(table))
-    )
+    about = {experiment(s) for s in (*table.get("experiment", ()), *table.get("scenario", ()))}
+    text = table
+    if list(table.columns) == COLUMNS:
+        text = readable(table)
+    elif "method" in table:
+        text = table.assign(method=_labels(table))
     body = {
         ".csv": table.to_csv(index=False, float_format="%.6g"),
         ".md": _markdown(text),
@@ -360,7 +362,7 @@ def export(
     runs = {
         run: told
         for run, told in provenance["runs"].items()
-        if not compared or experiment(run.split("/")[1]) in set(table["experiment"])
+        if not about or experiment(run.split("/")[1]) in about
     }
     # Pictures of the same name, if any, belong to the same table.
     files = [path for path in sorted(folder.glob(f"{name}.*")) if path.suffix != ".json"]

@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import mean
 
 from nbsupport import ROOT
-from nbsupport.artifacts import STAGES, Run
+from nbsupport.artifacts import CHAIN, STAGES, Run
 from nbsupport.scenarios import Profile, Scenario
 
 __all__ = ["Progress", "command", "execute", "grid", "progress", "wanted"]
@@ -140,7 +140,7 @@ def execute(
 
 def wanted(scenario: Scenario) -> tuple[str, ...]:
     """List the stages of a run; a clean one serves as surrogate and holds no poison to detect."""
-    return tuple(STAGES)[: 2 if scenario.attack == "clean" else None]
+    return CHAIN[: 2 if scenario.attack == "clean" else None]
 
 
 @dataclass(frozen=True)
@@ -224,7 +224,7 @@ def _known(run: Run) -> dict[tuple[str, str], list[tuple[float, bool]]]:
     Keys are the stage with the attack family, and the stage alone.
     """
     known: dict[tuple[str, str], list[tuple[float, bool]]] = {}
-    for stage in STAGES:
+    for stage in CHAIN:
         for path in Path(run.runs).glob(f"{run.profile}/*/{stage}.json"):
             record = _told(path, run.profile)
             if record:

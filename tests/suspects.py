@@ -26,7 +26,7 @@ def make_images():
 
 
 def make_evidence():
-    X = np.random.default_rng(3).normal(size=(N, 2, 3))
+    X = np.random.default_rng(3).normal(size=(N, 6))
     X[:N_POISON] += 8
     return X
 

@@ -174,7 +174,8 @@ def test_damage_is_named_with_the_command_that_mends_it(saved, kind):
 def test_command_makes_the_stage(run, stage):
     whole, _, alone = run.command(stage).splitlines()
     assert whole.split() == [
-        "make", "run", "PROFILE=tiny", "SCENARIOS=standard-s3-p15-r0", f"RUNS={run.runs}",
+        "make", STAGES[stage].make, "PROFILE=tiny", "SCENARIOS=standard-s3-p15-r0",
+        f"RUNS={run.runs}",
     ]  # fmt: skip
     words = alone.split()
     assert words[:3] == ["papermill", "--engine", "nbsupport"]
@@ -371,6 +372,7 @@ def test_finished_runs_are_found_in_order(saved):
     expected[1].save("attack", {"ids": np.arange(2)}, {})
     assert finished_runs(saved.runs) == expected[2:]
     assert finished_runs(saved.runs, stage="attack") == expected[1:]
+    assert finished_runs(saved.runs, stage="ablation") == expected[2:]
     assert finished_runs(saved.runs / "nowhere") == []
 
 

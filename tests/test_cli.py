@@ -69,6 +69,20 @@ def test_run_calls_the_workflow_with_all_settings(monkeypatch, tmp_path, capsys)
     assert "0 of 2 runs finished" in told.err
 
 
+def test_a_side_road_is_taken_when_asked_for(monkeypatch, tmp_path):
+    called = []
+    monkeypatch.setattr(workflow, "execute", lambda words, *_: called.append(words) or 0)
+    asked = ["--runs", str(tmp_path), "--profile", "tiny", "--scenarios", "standard-s3-p15-r0"]
+    assert main(["run", *asked, "--stage", "ablation"]) == 0
+    assert main(["run", *asked]) == 0
+    aside, usual = called
+    # Before the settings, or Snakemake would read it as one of them.
+    assert "every_ablation" in aside[: aside.index("--config")]
+    assert "every_ablation" not in usual
+    with pytest.raises(SystemExit):
+        main(["run", *asked, "--stage", "training"])
+
+
 def test_sweep_tells_what_it_runs_and_where_the_results_are(monkeypatch, tmp_path, capsys):
     called = []
     monkeypatch.setattr(workflow, "execute", lambda words, *_: called.append(words) or 0)

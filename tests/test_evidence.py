@@ -6,6 +6,7 @@ from torch import nn
 
 from nbsupport import evidence
 from nbsupport.data import Split
+from nbsupport.poison_detector import PoisonDetector
 
 CPU = torch.device("cpu")
 YELLOW = torch.tensor([245, 255, 0], dtype=torch.uint8)[:, None, None]
@@ -133,8 +134,10 @@ def test_a_trigger_takes_its_label_along_and_a_sign_does_not(split):
     assert found.gain[:, 0].tolist() == [8, 8, 0, 0]
     assert list(zip(found.row[:2, 0], found.column[:2, 0], strict=True)) == [(4, 9), (20, 6)]
     table = found.table(heat(spots))
-    assert table[:, :, :2].tolist() == [[[4, 8]], [[4, 8]], [[-4, 0]], [[-4, 0]]]
-    assert np.array_equal(table[:, 0, 2], evidence.concentration(heat(spots)))
+    assert table[:, :2].tolist() == [[4, 8], [4, 8], [-4, 0], [-4, 0]]
+    assert np.array_equal(table[:, 2], evidence.concentration(heat(spots)))
+    activations = np.arange(8).reshape(4, 2)
+    assert np.array_equal(found.table(heat(spots), activations), np.hstack([table, activations]))
 
 
 def test_a_larger_trigger_takes_a_larger_window(split):
@@ -164,6 +167,26 @@ def test_the_gain_is_that_of_one_carrier_after_another(split):
             rest = torch.cat([logits[:, :5], logits[:, 6:]], 1)
             gains.append(float((logits[:, 5] - rest.amax(1)).diff()))
         assert found.gain[i, 0] == pytest.approx(np.median(gains), abs=1e-4)
+
+
+def test_only_gains_that_can_matter_are_measured(split):
+    """Images with a sticker lose their label; of the others some random ones tell what is usual."""
+    spots = [(r, 9, 3) for r in range(4, 24)] + [(11, 11, 3)] * 180
+    images = torch.stack([sign(2, spot) for spot in spots[:20]] + [sign(5)] * 180)
+    carriers, maps = evidence.pick_carriers(Rigged(), split, 5, CPU, count=3), heat(spots)
+    narrow = np.arange(200)[::-1]  # the stickers' heatmaps are the narrowest
+    options = {"sides": (3,), "narrow": narrow}
+    some = evidence.gather(Rigged(), images, maps, 5, carriers, CPU, reference=30, **options)
+    every = evidence.gather(Rigged(), images, maps, 5, carriers, CPU, reference=200, **options)
+    known = ~np.isnan(some.gain[:, 0])
+    assert not np.isnan(every.gain).any()
+    assert known[:20].all()
+    assert 0 < known[100:].sum() <= 30
+    assert np.array_equal(some.gain[known], every.gain[known])
+    assert np.array_equal(np.isnan(some.carried), np.isnan(some.gain))
+    assert np.array_equal(some.occluded, every.occluded)
+    verdicts = [PoisonDetector(sides=1).fit(e.table(maps)).poisoned_ for e in (some, every)]
+    assert np.array_equal(*verdicts)
 
 
 def test_images_and_heatmaps_must_belong_together(split):

@@ -414,3 +414,24 @@ def test_results_table_reads_well():
     assert html == figures.results_table(table, caption="As printed").to_html()
     with pytest.raises(ValueError, match="occur twice"):
         figures.results_table(pd.concat([table, table]))
+
+
+def test_rate_maps_write_each_rate_and_mark_what_was_left_out():
+    columns = pd.MultiIndex.from_tuples([("near", "a"), ("near", "b"), ("far away indeed", "a")])
+    one = pd.DataFrame([[10.0, 50.0, 99.6], [0.4, math.nan, 75.0]], ["x", "y"], columns)
+    fig = figures.rate_maps({"first": one, "second": one[:1]}, label="rate (%)", title="finding")
+    upper, lower, bar = fig.axes
+    assert [text.get_text() for text in upper.texts] == ["10", "50", "100", "0", "·", "75"]
+    assert [text.get_text() for text in lower.texts] == [
+        "10",
+        "50",
+        "100",
+        "near",
+        "far away\nindeed",
+    ]
+    assert [label.get_text() for label in upper.get_yticklabels()] == ["x", "y"]
+    assert [label.get_text() for label in lower.get_xticklabels()] == ["a", "b", "a"]
+    assert (upper.get_title(loc="left"), bar.get_ylabel()) == ("first", "rate (%)")
+    # One line between the two groups; chance is the middle of the colours.
+    assert [line.get_xdata()[0] for line in upper.lines] == [1.5]
+    assert upper.images[0].get_clim() == (0, 100)

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from nbsupport import ROOT, artifacts, results
+from nbsupport import ROOT, ablation, artifacts, results
 from nbsupport.scenarios import Profile, Scenario
 
 pytestmark = pytest.mark.notebooks
@@ -77,7 +77,8 @@ def chain(tmp_path_factory):
     before = (folder / "attack.npz").stat().st_mtime_ns
 
     assert call(snakemake(runs, "--unlock")).returncode == 0
-    resumed = call(snakemake(runs))
+    # The side road with it: it shares what comes before, and runs beside notebook 4.
+    resumed = call(snakemake(runs, "all", "every_ablation"))
     assert resumed.returncode == 0, resumed.stderr[-5000:]
     return runs, before, resumed.stderr
 
@@ -115,7 +116,7 @@ def test_nothing_is_left_to_do_and_the_attack_is_the_same_elsewhere(chain, run, 
 
 
 def test_every_stage_is_sound_and_joined_by_id(run):
-    for stage in artifacts.STAGES:
+    for stage in artifacts.CHAIN:
         run.load(stage)
     attack, detection = run.arrays("attack"), run.arrays("detection")
     poisoned = attack["ids"][(attack["split"] == 0) & ~attack["cover"]]
@@ -136,6 +137,32 @@ def test_rates_follow_from_the_saved_verdicts(run):
     assert record["same_as_solver"] == 1.0, "closed form and real solver disagree"
 
 
+def test_the_ablation_is_scored_by_image_id(run):
+    arrays, found = run.arrays("ablation"), run.load("ablation")["result"]
+    truth = np.isin(arrays["ids"], run.arrays("detection")["ids"][run.arrays("detection")["truth"]])
+    assert len(found["cells"]) == len(arrays["poisoned"]) > 100
+    for cell, flagged in zip(found["cells"], arrays["poisoned"], strict=True):
+        assert (cell["n_tp"], cell["n_fp"]) == ((flagged & truth).sum(), (flagged & ~truth).sum())
+    # The collapsed distance of the grid is the paper's method of notebook 4.
+    names = [tuple(arrays[key][i] for key in ablation.KEYS) for i in range(len(found["cells"]))]
+    published = arrays["poisoned"][names.index(ablation.PUBLISHED)]
+    theirs = run.arrays("detection")
+    by_id = dict(zip(theirs["ids"], theirs["heatmap_poisoned"], strict=True))
+    assert np.mean([by_id[i] == p for i, p in zip(arrays["ids"], published, strict=True)]) > 0.9
+
+
+def test_results_show_the_finished_grids(chain, tmp_path):
+    done = papermill(
+        "05_results", tmp_path / "out.ipynb", "nbsupport",
+        profile="tiny", runs=chain[0], interactive=False, figures_folder=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert set(pd.read_csv(tmp_path / "ablation.csv")["scenario"]) == {SCENARIO}
+    told = json.loads((tmp_path / "ablation.json").read_text())
+    assert "ablation" in told["runs"][f"tiny/{SCENARIO}"]
+    assert set(told["files"]) == {"ablation.pdf", "ablation.png"}
+
+
 def test_results_are_the_tidy_table(run, chain):
     table = pd.read_csv(chain[0] / "tiny" / "results.csv")
     assert list(table.columns) == results.COLUMNS
@@ -147,7 +174,7 @@ def test_results_are_the_tidy_table(run, chain):
     assert SCENARIO in json.dumps(provenance)
 
 
-@pytest.mark.parametrize("name", [*STAGES, "05_results"])
+@pytest.mark.parametrize("name", [*STAGES, "07_ablation", "05_results"])
 def test_executed_notebook_reads_well_without_a_kernel(chain, name):
     folder = chain[0] / "tiny"
     path = folder / f"{name}.ipynb" if name == "05_results" else folder / SCENARIO / f"{name}.ipynb"
@@ -257,6 +284,48 @@ def test_the_overview_shows_what_is_finished(chain, tmp_path):
     done = papermill("00_overview", out, "nbsupport", profile="tiny", runs=chain[0])
     assert done.returncode == 0, done.stderr[-3000:]
     assert "✓" in out.read_text()
+
+
+def test_notebook_6_scans_filters_and_trains_again(chain, run, tmp_path):
+    asked = {"make": "scan perfect", "classes": "5 2", "per_class": 12}
+    place = {"profile": "tiny", "runs": chain[0], "device": "cpu", "interactive": False}
+    out = tmp_path / "06_beyond.ipynb"
+    done = papermill("06_beyond", out, "nbsupport", **place, **asked)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert set(run.arrays("scan")["label"]) == {2, 5}
+    attack = run.arrays("attack")
+    poisoned = attack["ids"][(attack["split"] == 0) & ~attack["cover"]]
+    assert set(run.arrays("retrained/perfect/filter")["ids"]) == set(poisoned)
+    assert run.load("retrained/perfect/training")["result"]["n_removed"] == len(poisoned)
+    assert not (run.folder / "beyond.csv").exists()
+    outputs = [o for c in nbformat.read(out, 4).cells for o in c.get("outputs", [])]
+    said = "".join(o.text for o in outputs if o.output_type == "stream" and o.name == "stdout")
+    assert "no training yet after: PoisonDetector, Heatmap Clustering, random filter" in said
+    assert "clean-r0 is not scanned; needed: " in said
+    assert "standard-s3-p15-resnet-r0 blended-a20-p15-r0" in said
+    assert sum("image/png" in o.get("data", {}) for o in outputs) == 4
+
+    written = run.path("retrained/perfect/training").stat().st_mtime_ns
+    again = papermill("06_beyond", out, "nbsupport", **place, make="none")
+    assert again.returncode == 0, again.stderr[-3000:]
+    assert run.path("retrained/perfect/training").stat().st_mtime_ns == written
+    table = pd.read_csv(run.folder / "beyond.csv")
+    assert list(table["filter"]) == ["before", "perfect"]
+    assert list(table["poison_left"]) == [len(poisoned), 0]
+
+
+def test_what_notebook_6_needs_is_planned_and_nothing_twice(tmp_path):
+    plan = call(snakemake(tmp_path, "--dry-run", "every_beyond", filters="perfect heatmap"))
+    assert plan.returncode == 0, plan.stderr
+    jobs = dict(re.findall(r"^([a-z_]+) +(\d+)$", plan.stdout.partition("Job stats")[2], re.M))
+    wanted = {"training": "2", "scan": "2", "filters": "1", "retraining": "2", "beyond": "1"}
+    assert {name: jobs.get(name) for name in wanted} == wanted
+    assert "results" not in jobs
+    clean = call(snakemake(tmp_path, "--dry-run", "every_beyond", scenarios="clean-r0"))
+    assert re.search(r"^scan +1$", clean.stdout, re.M)
+    wrong = call(snakemake(tmp_path, "--dry-run", filters="perfct"))
+    assert wrong.returncode != 0
+    assert "unknown filters ['perfct']; choose among poison_detector" in wrong.stderr
 
 
 def test_edited_images_behind_a_run_are_noticed(chain, run, tmp_path):

@@ -12,14 +12,26 @@ def table(n_clean=500, n_poisoned=10, strength=8.0, sides=1, seed=0):
     poisoned = strength + rng.normal(size=(n_poisoned, sides, 3))
     # Units of logits: the detector has to find centre and scale itself.
     X = np.concatenate([clean, poisoned]) * [3.0, 0.5, 7.0] + [-10.0, 2.0, 1.0]
-    return X, np.arange(len(X)) >= n_clean
+    return X.reshape(len(X), -1), np.arange(len(X)) >= n_clean
+
+
+def crowds(n_clean, n_poisoned, gap, seed=0):
+    """Activations of two groups, ``gap`` standard deviations apart in each of 16 directions."""
+    rng = np.random.default_rng(seed)
+    X = rng.normal(size=(n_clean + n_poisoned, 16))
+    X[n_clean:] += gap
+    return X
+
+
+def alone(**options):
+    return PoisonDetector(sides=1, **options)
 
 
 @pytest.mark.parametrize("n_poisoned", [6, 40, 240])
 @pytest.mark.parametrize("strength", [8.0, 30.0])
 def test_one_setting_serves_all_rates_and_strengths(n_poisoned, strength):
     X, truth = table(n_poisoned=n_poisoned, strength=strength)
-    found = PoisonDetector().fit(X)
+    found = alone().fit(X)
     assert found.present_
     assert np.array_equal(found.poisoned_, truth)
     assert np.array_equal(found.labels_, truth.astype(int))
@@ -30,7 +42,7 @@ def test_one_setting_serves_all_rates_and_strengths(n_poisoned, strength):
 def test_a_clean_class_is_called_clean():
     for seed in range(20):
         X, _ = table(n_poisoned=0, seed=seed)
-        found = PoisonDetector().fit(X)
+        found = alone().fit(X)
         assert not found.present_
         assert not found.poisoned_.any()
         assert found.threshold_ == np.inf
@@ -39,53 +51,103 @@ def test_a_clean_class_is_called_clean():
 @pytest.mark.parametrize("weak", [0, 1, 2])
 def test_images_that_stand_out_in_two_ways_only_are_not_accused(weak):
     X, _ = table(n_poisoned=0)
-    typical = np.median(X, axis=0)[0]
-    X[:50, 0] = typical + 30 * np.array([3.0, 0.5, 7.0])
-    assert PoisonDetector().fit(X).poisoned_[:50].all()
-    X[:50, 0, weak] = typical[weak] - 0.1
-    assert not PoisonDetector().fit(X).poisoned_[:50].any()
+    typical = np.median(X, axis=0)
+    X[:50] = typical + 30 * np.array([3.0, 0.5, 7.0])
+    assert alone().fit(X).poisoned_[:50].all()
+    X[:50, weak] = typical[weak] - 0.1
+    assert not alone().fit(X).poisoned_[:50].any()
 
 
 def test_presence_needs_a_number_and_a_share():
     X, _ = table(n_clean=400, n_poisoned=4)
-    assert PoisonDetector().fit(X).n_strong_ == 4
-    assert not PoisonDetector().fit(X).present_
-    assert PoisonDetector(min_images=4).fit(X).present_
+    assert alone().fit(X).n_strong_ == 4
+    assert not alone().fit(X).present_
+    assert alone(min_images=4).fit(X).present_
     X, _ = table(n_clean=2000, n_poisoned=9)
-    assert not PoisonDetector().fit(X).present_
-    assert PoisonDetector(min_share=0.004).fit(X).present_
+    assert not alone().fit(X).present_
+    assert alone(min_share=0.004).fit(X).present_
 
 
 def test_of_several_sides_the_strongest_counts():
     X, truth = table(sides=3)
-    X[truth, 0] = X[0, 0]
-    X[truth, 2] = X[0, 2]
-    assert np.array_equal(PoisonDetector().fit(X).poisoned_, truth)
+    X[truth, :3] = X[0, :3]
+    X[truth, 6:] = X[0, 6:]
+    assert np.array_equal(PoisonDetector(sides=3).fit(X).poisoned_, truth)
 
 
 def test_units_and_order_do_not_matter():
     X, _ = table(sides=2)
-    one = PoisonDetector().fit(X)
-    two = PoisonDetector().fit(X * [4.0, 0.1, 2.0] + [7.0, -3.0, 0.0])
-    assert np.allclose(
-        one.decision_function(X), two.decision_function(X * [4, 0.1, 2] + [7, -3, 0])
-    )
+    other = X * np.tile([4.0, 0.1, 2.0], 2) + np.tile([7.0, -3.0, 0.0], 2)
+    one, two = PoisonDetector().fit(X), PoisonDetector().fit(other)
+    assert np.allclose(one.decision_function(X), two.decision_function(other))
     order = np.random.default_rng(1).permutation(len(X))
     assert np.array_equal(PoisonDetector().fit(X[order]).poisoned_, one.poisoned_[order])
 
 
 def test_equal_images_are_no_candidates():
-    found = PoisonDetector().fit(np.ones((50, 2, 3)))
+    found = PoisonDetector().fit(np.ones((50, 9)))
     assert found.n_strong_ == 0
-    assert len(set(found.decision_function(np.ones((50, 2, 3))))) == 1
+    assert not found.present_
+    assert len(set(found.decision_function(np.ones((50, 9))))) == 1
+
+
+@pytest.mark.parametrize("n_poisoned", [100, 270])
+def test_a_crowd_apart_is_accused_though_no_image_stands_out(n_poisoned):
+    X, truth = table(n_poisoned=n_poisoned, strength=0.0, sides=2)
+    X = np.hstack([X, crowds(500, n_poisoned, 4.0)])
+    found = PoisonDetector().fit(X)
+    assert found.witnesses_ == ["activations"]
+    assert found.present_
+    assert np.array_equal(found.poisoned_, truth)
+    assert np.array_equal(found.decision_function(X) >= 1, truth)
+
+
+@pytest.mark.parametrize(("n_poisoned", "gap"), [(200, 1.0), (480, 4.0), (0, 0.0)])
+def test_crowds_that_are_near_or_of_equal_size_accuse_nobody(n_poisoned, gap):
+    X, _ = table(n_poisoned=n_poisoned, strength=0.0, sides=2)
+    found = PoisonDetector().fit(np.hstack([X, crowds(500, n_poisoned, gap)]))
+    assert found.witnesses_ == []
+    assert not found.poisoned_.any()
+    assert found.silhouette_ is not None
+
+
+def test_a_handful_of_images_is_no_crowd():
+    X = np.hstack([table(30, 10, strength=0.0, sides=2)[0], crowds(30, 10, 6.0)])
+    assert PoisonDetector().fit(X).silhouette_ is None
+    assert PoisonDetector(min_class=40).fit(X).witnesses_ == ["activations"]
+
+
+def test_each_witness_accuses_whom_the_other_misses():
+    X, truth = table(n_poisoned=150, sides=2)
+    X[truth.nonzero()[0][:30], :6] = X[0, :6]
+    activations = crowds(500, 150, 4.0)
+    activations[truth.nonzero()[0][-30:]] -= 4.0
+    found = PoisonDetector().fit(np.hstack([X, activations]))
+    assert found.witnesses_ == ["evidence", "activations"]
+    assert np.array_equal(found.poisoned_, truth)
+    assert np.array_equal(PoisonDetector().fit(X).poisoned_[truth], np.arange(150) >= 30)
+
+
+def test_a_gain_that_was_not_measured_gives_no_strength():
+    X, truth = table(sides=1)
+    X[:, 1][~truth & (np.arange(len(X)) % 2 == 0)] = np.nan
+    found = alone().fit(X)
+    assert np.array_equal(found.poisoned_, truth)
+    X[-1, 1] = np.nan
+    assert not alone().fit(X).poisoned_[-1]
+    assert np.isfinite(found.decision_function(X)).all()
+    X[:, 1] = np.nan
+    with pytest.raises(ValueError, match="no gain was measured"):
+        alone().fit(X)
 
 
 @pytest.mark.parametrize(
     ("X", "words"),
     [
-        (np.zeros((4, 2)), r"shape \(n, k, 3\), got \(4, 2\)"),
-        (np.zeros((0, 1, 3)), r"got \(0, 1, 3\)"),
-        (np.full((4, 1, 3), np.nan), "NaN or infinity"),
+        (np.zeros((4, 1, 3)), r"shape \(n, 6 or more\), got \(4, 1, 3\)"),
+        (np.zeros((4, 5)), r"got \(4, 5\)"),
+        (np.zeros((0, 6)), r"got \(0, 6\)"),
+        (np.full((4, 6), np.nan), "NaN or infinity"),
     ],
 )
 def test_wrong_evidence_is_refused(X, words):
@@ -93,15 +155,15 @@ def test_wrong_evidence_is_refused(X, words):
         PoisonDetector().fit(X)
 
 
-def test_other_sides_than_fitted_are_refused():
+def test_other_columns_than_fitted_are_refused():
     found = PoisonDetector().fit(table(sides=2)[0])
-    with pytest.raises(ValueError, match="evidence of 1 sides, was fitted with 2"):
-        found.decision_function(table(sides=1)[0])
+    with pytest.raises(ValueError, match="X has 7 columns, was fitted with 6"):
+        found.decision_function(np.zeros((3, 7)))
 
 
 def test_parameters_are_checked_as_in_scikit_learn():
     with pytest.raises(ValueError, match="Invalid parameter 'stron'"):
         PoisonDetector().set_params(stron=0.5)
     with pytest.raises(ValueError, match="relative is 2; needs more than 0 and at most 1"):
-        PoisonDetector(relative=2).fit(table()[0])
+        alone(relative=2).fit(table()[0])
     assert clone(PoisonDetector(strong=3.5)).get_params()["strong"] == 3.5

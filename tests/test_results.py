@@ -7,7 +7,7 @@ import pytest
 from runs import finish
 
 from nbsupport import __version__, results
-from nbsupport.artifacts import STAGES, ArtifactError, Run
+from nbsupport.artifacts import CHAIN, ArtifactError, Run
 from nbsupport.results import collect, provenance, strength, update_csv
 from nbsupport.scenarios import PROFILES, Scenario
 
@@ -207,10 +207,23 @@ def test_provenance_names_what_the_results_are_made_of(make):
     assert list(found["runs"]) == ["tiny/standard-s3-p33-r0", "demo/clean-r0"]
     for run in runs:
         stages = found["runs"][f"{run.profile}/{run.scenario}"]
-        assert list(stages) == list(STAGES)
+        assert list(stages) == list(CHAIN)
         for stage, told in stages.items():
             assert told["payload"] == run.load(stage)["payload"]
             assert told["seconds"] == run.load(stage)["seconds"]
             assert told["code"].startswith(__version__)
     assert found["libraries"]["numpy"] == np.__version__
     assert json.loads(json.dumps(found)) == found
+
+
+def test_localisation_has_one_row_per_run_and_composite(make):
+    runs = [make(), make("clean-r0"), make("label_consistent-s3-p33-r0", seed=3)]
+    seen = results.localisation(runs)
+    assert (
+        seen["scenario"].tolist() == ["standard-s3-p33-r0"] * 2 + ["label_consistent-s3-p33-r0"] * 2
+    )
+    assert seen["relevance mass on the trigger (%)"].tolist() == [50, 50, 53, 53]
+    assert seen["heatmap, AUROC (%)"].dropna().tolist() == [99.5, 99.5]
+    assert seen["composite"].tolist() == ["released", "gamma"] * 2
+    assert seen["seconds"].tolist() == [1.3, 2.0] * 2
+    assert len(results.localisation(runs[1:2])) == 0

@@ -5,8 +5,9 @@ import pytest
 import torch
 from test_evidence import CPU, YELLOW, Rigged, sign
 
-from nbsupport import lrp, scan
+from nbsupport import evidence, lrp, scan
 from nbsupport.data import Split
+from nbsupport.models import build
 from nbsupport.poison_detector import PoisonDetector
 
 
@@ -43,7 +44,7 @@ def heatmaps(monkeypatch):
     def explain(model, images, **_):
         yellow = (images == YELLOW).all(1).float()
         noise = torch.rand(yellow.shape, generator=torch.Generator().manual_seed(0))
-        return SimpleNamespace(heatmaps=10 * yellow + noise)
+        return SimpleNamespace(heatmaps=10 * yellow + noise, activations={})
 
     monkeypatch.setattr(lrp, "explain", explain)
 
@@ -73,6 +74,37 @@ def test_a_sample_of_each_class_and_a_choice_of_classes(poisoned):
     calls = []
     scan.scan(Wavering(), poisoned, CPU, labels=[5, 1], progress=lambda *call: calls.append(call))
     assert [call[:2] for call in calls] == [(1, 2), (2, 2)]
+
+
+def test_fewer_carriers_are_pasted_into(poisoned, monkeypatch):
+    seen, pick = [], evidence.pick_carriers
+
+    def spy(*arguments, **options):
+        seen.append(len(picked := pick(*arguments, **options)))
+        return picked
+
+    monkeypatch.setattr(evidence, "pick_carriers", spy)
+    verdicts = scan.scan(Wavering(), poisoned, CPU, labels=[5, 1], carriers=3)
+    assert seen == [3, 3]
+    assert [v.label for v in verdicts if v.present] == [5]
+
+
+def test_the_first_check_cuts_the_activations_of_each_class():
+    rng = np.random.default_rng(0)
+    bright = np.repeat([True, False, True, False], [18, 6, 12, 8])
+    images = rng.integers(0, 60, (44, 3, 32, 32)) + 190 * bright[:, None, None, None]
+    labels, order = np.repeat([5, 1], [24, 20]), rng.permutation(44)
+    columns = images.astype(np.uint8), labels, np.arange(44), np.arange(44)
+    split = Split(*(torch.from_numpy(column[order]) for column in columns))
+    shares = scan.first_check(build("inception", dropout=0.0), split, CPU, batch_size=7)
+    assert shares == {1: pytest.approx(0.4), 5: pytest.approx(0.25)}
+
+
+def test_a_class_of_one_image_cannot_be_cut(poisoned):
+    model = build("inception", dropout=0.0)
+    shares = scan.first_check(model, poisoned.select([0, 60, 61, 62, 63]), CPU)
+    assert np.isnan(shares[0])
+    assert 0 < shares[1] <= 0.5
 
 
 def test_classes_without_images_are_refused(poisoned):

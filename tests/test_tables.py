@@ -251,3 +251,11 @@ def test_styled_shows_what_is_finished_and_names_the_rest(make):
     assert html == tables.styled(cells, "Table 1").to_html()
     nothing = tables.compare(results.collect([]), results.strength([]), "3")
     assert "not finished: standard-s3-p33" in tables.styled(nothing, "Table 3").to_html()
+
+
+def test_any_table_can_be_exported_with_the_runs_it_names(make, tmp_path):
+    runs = [make("standard-s3-p33-r0", **STANDARD), make("standard-s3-p15-r0", **STANDARD)]
+    seen = results.localisation(runs[:1])
+    paths = tables.export(seen, "localisation", tmp_path, results.provenance(runs))
+    assert pd.read_csv(paths[0])["composite"].tolist() == ["released", "gamma"]
+    assert list(json.loads(paths[-1].read_text())["runs"]) == ["fast/standard-s3-p33-r0"]

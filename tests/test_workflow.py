@@ -288,7 +288,7 @@ def test_pictures_of_gtsrb_stay_beside_the_runs(tmp_path):
     assert {path.stem for path in (runs / "fast" / "figures").iterdir()} == {"figure1", "figure3"}
     assert {path.stem for path in published.iterdir()} == {
         "table1", "table2", "table3", "table4", "table5", "thesis", "scoreboard", "results",
-        "detection_rates", "figure4",
+        "detection_rates", "figure4", "localisation",
     }  # fmt: skip
     assert "Figure 5 is missing" in (tmp_path / "out.ipynb").read_text()
     for name in ("table1", "scoreboard", "detection_rates", "figure4"):

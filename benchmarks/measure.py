@@ -1,9 +1,30 @@
 """What the benchmarks share: rounds that take turns, and rows of one shape."""
 
 import json
+import os
+import platform
 import time
+from pathlib import Path
 
 import torch
+
+from nbsupport.artifacts import code_version, library_versions
+
+
+def machine():
+    """Name processor, cores, libraries and code: what a time is worth without."""
+    lines = (
+        Path("/proc/cpuinfo").read_text().splitlines() if os.path.exists("/proc/cpuinfo") else []
+    )
+    models = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    gpu = [torch.cuda.get_device_name()] if torch.cuda.is_available() else []
+    return {
+        "processor": (models or [platform.processor()])[0],
+        "cores": os.cpu_count(),
+        "gpu": gpu,
+        "libraries": library_versions(),
+        "code": code_version(),
+    }
 
 
 def take_turns(functions, rounds, device="cpu"):
@@ -51,4 +72,4 @@ class Report:
 
     def write(self, path):
         if path:
-            path.write_text(json.dumps(self.rows, indent=1) + "\n")
+            path.write_text(json.dumps({"machine": machine(), "rows": self.rows}, indent=1) + "\n")

@@ -11,10 +11,11 @@ DEVICE    ?= auto
 MINUTES   ?=
 GRID      ?= --attack standard --p 5,15 --s 1,3
 KEEP      ?=
+FILTERS   ?= poison_detector perfect random
 # Tables and figures of drawn signs never overwrite those of real ones.
 FIGURES   ?= $(if $(filter tiny% demo%,$(PROFILE)),figures/$(PROFILE),figures)
 
-SETTINGS := PYTHON VENV JOBS GPUS PROFILE SCENARIOS DATA RUNS DEVICE MINUTES GRID KEEP FIGURES
+SETTINGS := PYTHON VENV JOBS GPUS PROFILE SCENARIOS DATA RUNS DEVICE MINUTES GRID KEEP FILTERS FIGURES
 given = $(foreach v,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $v))),$v))
 unknown := $(filter-out $(SETTINGS) CI,$(given))
 $(if $(strip $(unknown)),$(error no setting is called $(strip $(unknown)); there are $(SETTINGS)))
@@ -60,7 +61,8 @@ ablation: $(READY)  ## is it LRP or is it GW? every representation, distance and
 	@nbsupport run $(BATCH) $(UNLOCK) --stage ablation --scenarios $(SCENARIOS)
 
 beyond: $(READY)  ## which class is it, and what is left of the backdoor after detection (notebook 6)
-	@nbsupport run $(BATCH) $(UNLOCK) --stage beyond --scenarios $(SCENARIOS)
+	@nbsupport run $(BATCH) $(UNLOCK) --stage beyond --filters $(FILTERS) \
+		--scenarios $(SCENARIOS)
 
 figures: $(READY)  ## write figures/ anew from the finished runs of PROFILE, without training
 	papermill --engine nbsupport --kernel python3 notebooks/05_results.ipynb \

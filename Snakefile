@@ -184,7 +184,8 @@ rule gw_clustering:
         notebook=local("notebooks/04_gw_clustering.ipynb"),
         modules=modules(
             "gw", "transport", "barycentres", "detectors", "embeddings", "clusterers", "baselines",
-            "heatmap_clustering", "embedding_clustering", "poison_detector", "detection", "metrics",
+            "heatmap_clustering", "embedding_clustering", "evidence", "poison_detector", "detection",
+            "metrics",
         ),
     output:
         f"{RUN}/detection.npz",
@@ -204,7 +205,7 @@ rule ablation:
         notebook=local("notebooks/07_ablation.ipynb"),
         modules=modules(
             "ablation", "gw", "transport", "barycentres", "detectors", "embeddings", "clusterers",
-            "heatmap_clustering", "embedding_clustering", "detection", "metrics",
+            "baselines", "lrp", "gradients", "heatmap_clustering", "embedding_clustering", "detection", "metrics",
         ),
     output:
         f"{RUN}/ablation.npz",

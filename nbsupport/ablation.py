@@ -93,11 +93,11 @@ def why_not(representation: str, distance: str, clusterer: str) -> str:
     if representation == "activations" and "euclidean" not in distance:
         return "activations have no place in the image, so that no distance lies within them"
     if distance == "euclidean" and clusterer == "mixture":
-        return "a covariance of 1,024 entries cannot be learned from so few images: see PCA"
+        return "the covariance of so many entries cannot be learned from so few images: see PCA"
     if distance == "gw" and clusterer == "mixture":
         return "GW is Euclidean in no space, so that there is nothing to be Gaussian in"
     if distance == "gw" and clusterer == "spectral":
-        return "needs GW between all pairs of maps, millions of problems; k-means needs 2 n"
+        return "needs GW between all pairs of maps; k-means needs 2 n values a round"
     return ""
 
 
@@ -180,7 +180,7 @@ def grid(
     share: float = 0.99,
     device="cpu",
     random_state: int = 0,
-    report: Callable[[int, int, str], None] | None = None,
+    progress: Callable[[int, int, str], None] | None = None,
 ) -> dict[tuple[str, str, str], detection.DetectionResult]:
     """Let every cell of the grid judge every image of a class; no truth is asked.
 
@@ -198,7 +198,7 @@ def grid(
         Where "gw" is solved.
     random_state : int
         Seed of every draw.
-    report : callable, optional
+    progress : callable, optional
         Called with (representations done, representations in all, name of the next).
 
     Returns
@@ -210,8 +210,8 @@ def grid(
     for done, (name, array) in enumerate(values.items()):
         if len(array) != len(ids):
             raise ValueError(f"{name!r} has {len(array)} rows for {len(ids)} ids")
-        if report:
-            report(done, len(values), name)
+        if progress:
+            progress(done, len(values), name)
         given = prepare(name, array, share)
         for distance in DISTANCES:
             allowed = [c for c in CLUSTERERS if not why_not(name, distance, c)]
@@ -233,8 +233,8 @@ def grid(
                         random_state=random_state,
                     )
                     found[name, distance, clusterer] = _split(estimator, vectors, ids, spent)
-    if report:
-        report(len(values), len(values), "done")
+    if progress:
+        progress(len(values), len(values), "done")
     return found
 
 
@@ -302,14 +302,11 @@ def matrix(table: pd.DataFrame, rate: str = "auroc", how: str = "mean") -> pd.Da
             if (distance, clusterer) in wide.columns
         ],
     )
-    wide.columns = pd.MultiIndex.from_tuples(
-        list(
-            zip(
-                _labels(DISTANCES, wide.columns.get_level_values(0)),
-                _labels(CLUSTERERS, wide.columns.get_level_values(1)),
-                strict=True,
-            )
-        )
+    wide.columns = pd.MultiIndex.from_arrays(
+        [
+            _labels(DISTANCES, wide.columns.get_level_values(0)),
+            _labels(CLUSTERERS, wide.columns.get_level_values(1)),
+        ]
     )
     wide.index = _labels(REPRESENTATIONS, wide.index)
     return wide

@@ -140,7 +140,9 @@ class Run:
         runs = shlex.quote(str(self.runs))
         out = shlex.quote(str(self.folder / f"{name}.ipynb"))
         return (
-            f"  make {target} PROFILE={self.profile} SCENARIOS={self.scenario} RUNS={runs}\n"
+            f"  make {target} PROFILE={self.profile} SCENARIOS={self.scenario} RUNS={runs}"
+            + (f" FILTERS={option}" if option in FILTERS else "")
+            + "\n"
             "or, if all that comes before it is there, with\n"
             f"  papermill --engine nbsupport notebooks/{name}.ipynb {out} "
             f"-p scenario {self.scenario} -p profile {self.profile} -p runs {runs}"

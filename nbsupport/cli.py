@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterable
 
 from nbsupport import paper, workflow
-from nbsupport.artifacts import STAGES, ArtifactError, Run, finished_runs
+from nbsupport.artifacts import FILTERS, STAGES, ArtifactError, Run, finished_runs
 from nbsupport.execution import anchored
 from nbsupport.scenarios import (
     ATTACKS,
@@ -56,6 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     batch.add_argument("--minutes", type=int, help="time limit of each step")
     aside = sorted({stage.make for stage in STAGES.values()} - {"run"})
     batch.add_argument("--stage", choices=aside, help="make this, and only what it needs")
+    batch.add_argument("--filters", nargs="*", choices=FILTERS, help="for --stage beyond")
     batch.add_argument("--dry-run", action="store_true", help="say what would be run")
     batch.add_argument("--unlock", action="store_true", help="after an interruption: unlock first")
 
@@ -144,6 +145,7 @@ def _execute(options: argparse.Namespace, scenarios: tuple[Scenario, ...]) -> in
 
     def call(*words: str, watch=None) -> int:
         config = {name: getattr(options, name) for name in ("runs", "data", "device", "minutes")}
+        config["filters"] = ",".join(options.filters or ()) or None
         machine = {"jobs": options.jobs, "gpus": options.gpus}
         line = workflow.command(scenarios, options.profile, **machine, options=words, **config)
         return workflow.execute(line, watch)

@@ -249,7 +249,15 @@ def detect(
         "n": len(score),
         "n_flagged": int(estimator.poisoned_.sum()),
     }
-    for name in ("inertia_", "n_iter_", "gap_", "present_", "witnesses_", "n_strong_"):
+    for name in (
+        "inertia_",
+        "n_iter_",
+        "gap_",
+        "present_",
+        "witnesses_",
+        "n_strong_",
+        "silhouette_",
+    ):
         if hasattr(estimator, name):
             details[name.rstrip("_")] = getattr(estimator, name)
     if hasattr(estimator, "n_clusters_"):

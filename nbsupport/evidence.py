@@ -10,8 +10,8 @@ Transplantation
     trigger takes its label along, for that is what it was made for.
 
 Neither needs to know how many images are poisoned, what the trigger looks like or where it is.
-They see *local* triggers only: one that is spread
-over the whole image (blended, sinusoidal) does not fit into a window.
+They see *local* triggers only: one that is spread over the whole image (blended, sinusoidal) does
+not fit into a window.
 
 References
 ----------
@@ -322,8 +322,8 @@ def gather(
 
     Transplantation costs a forward pass for each image and carrier, occlusion one for each image.
     So only those are transplanted whose gain can matter: an image at or below the median of one
-    kind of evidence has no strength (`PoisonDetector`), whatever it would gain. A random sample is
-    transplanted too: it tells what is usual.
+    kind of evidence has no strength (`PoisonDetector`), whatever it would gain. Of the others a
+    random sample is transplanted: it stands for them where the detector asks what is usual.
 
     Parameters
     ----------

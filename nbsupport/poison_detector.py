@@ -129,10 +129,9 @@ class PoisonDetector(Detector):
             if not 0 < value <= highest:
                 raise ValueError(f"{name} is {value}; needs more than 0 and at most {highest}")
         evidence, activations = self._parts(X)
-        if np.isnan(evidence).all(axis=0).any():
-            raise ValueError("no gain was measured at one of the sides: nothing to compare with")
-        self.centre_ = np.nanmedian(evidence, axis=0)
-        scale = 1.4826 * np.nanmedian(np.abs(evidence - self.centre_), axis=0)
+        weights = _weights(evidence)
+        self.centre_ = _median(evidence, weights)
+        scale = 1.4826 * _median(np.abs(evidence - self.centre_), weights)
         # Where more than half of a class answers alike, any deviation counts in logits.
         self.scale_ = np.where(scale > 1e-9 * (1 + np.abs(self.centre_)), scale, 1.0)
         strength = self._strength(evidence)
@@ -193,3 +192,24 @@ class PoisonDetector(Detector):
         """Score images, shape (n,): 1 where an accusation begins, higher for clearer ones."""
         check_is_fitted(self)
         return self._score(self._validate(X, reset=False))
+
+
+def _weights(evidence: np.ndarray) -> np.ndarray:
+    """How many images each number stands for, shape (n, sides, 3).
+
+    Gains are measured of all images that can be strong but only of a sample of the others
+    (`nbsupport.evidence.gather`). Where poison is frequent it would be most of what was measured,
+    and its gain the median. So each gain counts for the unmeasured ones of images like it.
+    """
+    weights, known = np.ones_like(evidence), ~np.isnan(evidence[..., 1])
+    lead, _, narrow = np.moveaxis(evidence > np.nanmedian(evidence, axis=0), 2, 0)
+    for alike in (lead & narrow, lead & ~narrow, ~lead & narrow, ~lead & ~narrow):
+        each = alike.sum(0) / np.maximum((alike & known).sum(0), 1)
+        weights[..., 1] = np.where(alike, each, weights[..., 1])
+    return weights
+
+
+def _median(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    # Where nothing was measured there is nothing to deviate from: 0, so that nobody is strong.
+    values = np.where(np.isnan(values).all(axis=0), 0.0, values)
+    return np.nanquantile(values, 0.5, axis=0, weights=weights, method="inverted_cdf")

@@ -48,22 +48,20 @@ def choose(run: Run, name: str) -> np.ndarray:
     if name not in FILTERS:
         raise ValueError(f"no filter is called {name!r}; choose one of {', '.join(FILTERS)}")
     found = run.arrays("detection")
-    ids, truth, verdict = found["ids"], found["truth"], f"{name}_poisoned"
-    if name == "perfect":
-        chosen = ids[truth]
-    elif name == "random":
-        size = int(found["poison_detector_poisoned"].sum())
-        chosen = run.scenario.rng("random filter").choice(np.sort(ids), size, replace=False)
-    elif verdict in found:
-        chosen = ids[found[verdict]]
-    else:
-        raise ValueError(f"{name} has not judged {run.scenario}: 04_gw_clustering left it out")
+    ids, truth = found["ids"], found["truth"]
+    judge = "poison_detector" if name == "random" else name
+    verdict = truth if name == "perfect" else found.get(f"{judge}_poisoned")
+    if verdict is None:
+        raise ValueError(f"{judge} has not judged {run.scenario}: 04_gw_clustering left it out")
+    chosen = ids[verdict]
+    if name == "random":
+        chosen = run.scenario.rng("random filter").choice(np.sort(ids), len(chosen), replace=False)
     chosen = np.sort(chosen).astype(np.int64)
-    record = {"n": len(chosen), "n_poisoned": int(np.isin(chosen, ids[truth]).sum())}
+    hits = int(np.isin(chosen, ids[truth]).sum())
     run.save(
         f"retrained/{name}/filter",
         {"ids": chosen},
-        record | {"n_missed": int(truth.sum()) - record["n_poisoned"]},
+        {"n": len(chosen), "n_poisoned": hits, "n_missed": int(truth.sum()) - hits},
         made_from=((run, "detection"),),
     )
     return chosen

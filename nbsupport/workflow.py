@@ -89,7 +89,7 @@ def command(
     options : sequence of str
         Further options of Snakemake, such as "--dry-run".
     **config
-        Settings of the Snakefile: runs, data, device, minutes; None leaves its default.
+        Settings of the Snakefile: runs, data, device, minutes, filters; None leaves its default.
     """
     settings = {"profile": profile, "scenarios": " ".join(map(str, scenarios)), **config}
     return [

@@ -118,7 +118,7 @@ def test_the_order_of_images_changes_no_verdict(maps):
     order, ids = np.random.default_rng(3).permutation(48), np.arange(48)
     reports = []
     straight, shuffled = (
-        ablation.grid({"gamma": heatmaps[rows]}, ids[rows], report=lambda *r: reports.append(r))
+        ablation.grid({"gamma": heatmaps[rows]}, ids[rows], progress=lambda *r: reports.append(r))
         for rows in (ids, order)
     )
     for cell, result in shuffled.items():

@@ -176,6 +176,7 @@ def test_command_makes_the_stage(run, stage):
     assert whole.split() == [
         "make", STAGES[stage].make, "PROFILE=tiny", "SCENARIOS=standard-s3-p15-r0",
         f"RUNS={run.runs}",
+        *([f"FILTERS={STAGES[stage].option}"] if "/training" in stage else []),
     ]  # fmt: skip
     words = alone.split()
     assert words[:3] == ["papermill", "--engine", "nbsupport"]

@@ -34,7 +34,9 @@ def snakemake(runs: Path, *options: str, **config: str) -> list[str]:
     ]  # fmt: skip
 
 
-def call(command: list[str], timeout: float = 900, cwd: Path = ROOT) -> subprocess.CompletedProcess:
+def call(
+    command: list[str], timeout: float = 1800, cwd: Path = ROOT
+) -> subprocess.CompletedProcess:
     return subprocess.run(
         command, cwd=cwd, capture_output=True, text=True, timeout=timeout, check=False
     )

@@ -97,9 +97,10 @@ def test_unknown_filters_and_missing_verdicts_are_refused(run, dataset):
     with pytest.raises(ValueError, match="no filter is called 'perfct'; choose one of poison_det"):
         retraining.choose(run, "perfct")
     arrays = run.arrays("detection")
-    run.save("detection", {k: v for k, v in arrays.items() if k != "heatmap_poisoned"}, {})
-    with pytest.raises(ValueError, match="heatmap has not judged standard-s3-p15-r0"):
-        retraining.choose(run, "heatmap")
+    run.save("detection", {name: arrays[name] for name in ("ids", "truth")}, {})
+    for name, judge in (("heatmap", "heatmap"), ("random", "poison_detector")):
+        with pytest.raises(ValueError, match=f"{judge} has not judged standard-s3-p15-r0"):
+            retraining.choose(run, name)
     run.path("detection").unlink()
     with pytest.raises(ArtifactError, match=r"detection\.json is missing; make it with"):
         retraining.choose(run, "perfect")

@@ -64,6 +64,31 @@ def test_nothing_is_named_in_clean_data(poisoned):
     assert not any(v.present for v in scan.scan(Wavering(), clean, CPU))
 
 
+def test_a_crowd_of_activations_names_its_class_too(poisoned, monkeypatch):
+    """The second witness reads the layer that is named, or the model's own ``penultimate``."""
+
+    def explain(model, images, layers=(), **_):
+        noise = torch.rand(len(images), 32, 32, generator=torch.Generator().manual_seed(0))
+        dark = images[:, :, 8:24, 8:24].float().mean((1, 2, 3)) < 50
+        far = torch.randn(len(images), 8, generator=torch.Generator().manual_seed(1))
+        return SimpleNamespace(
+            heatmaps=noise, activations=dict.fromkeys(layers, far + 9 * dark[:, None])
+        )
+
+    monkeypatch.setattr(lrp, "explain", explain)
+    rows = torch.nonzero(poisoned.labels == 2)[:, 0]
+    poisoned.images[rows[:15], :, 8:24, 8:24] = 10
+    model = Wavering()
+    assert not any(v.present for v in scan.scan(model, poisoned, CPU, labels=[1, 2]))
+    model.penultimate = "relu2"
+    for options in ({}, {"layer": "fc"}):
+        first, second = scan.scan(model, poisoned, CPU, labels=[1, 2], **options)
+        assert (first.label, first.witnesses, first.present) == (2, ("activations",), True)
+        assert first.accused.tolist() == poisoned.ids[rows[:15]].tolist()
+        assert first.silhouette > 0.55 > second.silhouette
+        assert second.witnesses == ()
+
+
 def test_a_sample_of_each_class_and_a_choice_of_classes(poisoned):
     verdicts = scan.scan(Wavering(), poisoned, CPU, labels=[5, 1], per_class=40)
     assert {v.label: v.n for v in verdicts} == {5: 40, 1: 40}

@@ -33,6 +33,7 @@ async function look(page) {
     without_alt: pictures.filter(p => !(p.alt || "").trim() || p.alt == "No description has been provided for this image").length,
     error_cells: inside.querySelectorAll('[data-mime-type="application/vnd.jupyter.stderr"] .ansi-red-fg, .jp-OutputArea-output[data-mime-type="application/vnd.jupyter.error"]').length,
     dead_links: [...inside.links].filter(a => a.hash && a.pathname == inside.location.pathname
+      && !inside.getElementById(a.hash.slice(1))  // as the standard says: raw first, then decoded
       && !inside.getElementById(decodeURIComponent(a.hash.slice(1)))).length,
     wider_than_window: inside.documentElement.scrollWidth > 1210,
     title: inside.title,

@@ -128,6 +128,16 @@ def test_every_stage_is_sound_and_joined_by_id(run):
     assert set(run.arrays("relevance")["ids"]) == set(detection["ids"])
 
 
+def test_the_record_tells_where_relevance_was_lost(run):
+    found = run.load("relevance")["result"]
+    assert set(found["conservation_by_layer"]) == set(found["conservation"])
+    for layers in found["conservation_by_layer"].values():
+        assert len({part["layer"] for part in layers}) == len(layers) > 3
+        for part in layers:
+            lost = part["received"] - part["passed"] - part["bias"]
+            assert abs(lost) <= 0.05 * max(1.0, abs(part["received"]))
+
+
 def test_rates_follow_from_the_saved_verdicts(run):
     arrays, record = run.arrays("detection"), run.load("detection")["result"]
     truth = arrays["truth"]

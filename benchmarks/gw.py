@@ -20,13 +20,12 @@ slows both. Beside each difference stands how many pairs of POT's ended in anoth
 (objectives more than 1 % apart).
 """
 
-import argparse
 from pathlib import Path
 
 import numpy as np
 import ot
 import torch
-from measure import Report, take_turns
+from measure import Report, parser, take_turns
 from ot.batch import solve_gromov_batch
 
 from nbsupport import barycentres, gw, transport
@@ -84,17 +83,14 @@ def pot_batch(clouds, centres, epsilon, device):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--run", type=Path, default=Path("data/runs/fast/standard-s2-p15-r0"))
-    parser.add_argument("--maps", type=int, default=200)
-    parser.add_argument("--pairs", type=int, default=12)
-    parser.add_argument("--nodes", type=int, nargs="+", default=[10, 32])
-    parser.add_argument("--epsilon", type=float, nargs="+", default=[0.01, 0.005])
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--json", type=Path)
-    arguments = parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("--run", type=Path, default=Path("data/runs/fast/standard-s2-p15-r0"))
+    options.add_argument("--maps", type=int, default=200)
+    options.add_argument("--pairs", type=int, default=12)
+    options.add_argument("--nodes", type=int, nargs="+", default=[10, 32])
+    options.add_argument("--epsilon", type=float, nargs="+", default=[0.01, 0.005])
+    options.add_argument("--rounds", type=int, default=3)
+    arguments = options.parse_args()
     torch.set_num_threads(arguments.threads)
     device, rounds = arguments.device, arguments.rounds
     weights = gw.grid_weights(load_maps(arguments.run, arguments.maps))

@@ -15,7 +15,6 @@ the calls of five rounds in which each map meets its barycentre ten times and bo
 For each row the largest memory of the process so far is printed; sizes ascend.
 """
 
-import argparse
 import resource
 import time
 import warnings
@@ -24,7 +23,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from gw import load_maps
-from measure import Report
+from measure import Report, parser
 
 from nbsupport import gw
 from nbsupport.heatmap_clustering import HeatmapClustering
@@ -51,17 +50,14 @@ def enlarged(maps, side):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--run", type=Path, default=Path("data/runs/fast/standard-s2-p15-r0"))
-    parser.add_argument("--maps", type=int, nargs="*", default=[100, 1000, 2463])
-    parser.add_argument("--closed", type=int, nargs="*", default=[100, 1000, 10_000, 100_000])
-    parser.add_argument("--grids", type=int, nargs="*", default=[16, 32, 64])
-    parser.add_argument("--epsilon", type=float, default=0.01)
-    parser.add_argument("--max-iter", type=int, default=50)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--json", type=Path)
-    arguments = parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("--run", type=Path, default=Path("data/runs/fast/standard-s2-p15-r0"))
+    options.add_argument("--maps", type=int, nargs="*", default=[100, 1000, 2463])
+    options.add_argument("--closed", type=int, nargs="*", default=[100, 1000, 10_000, 100_000])
+    options.add_argument("--grids", type=int, nargs="*", default=[16, 32, 64])
+    options.add_argument("--epsilon", type=float, default=0.01)
+    options.add_argument("--max-iter", type=int, default=50)
+    arguments = options.parse_args()
     torch.set_num_threads(arguments.threads)
     warnings.simplefilter("ignore")
     real = load_maps(arguments.run, max([2, *arguments.maps, *arguments.closed]))

@@ -7,12 +7,10 @@ over the largest relevance of any pixel. Ratios are baseline seconds over ours, 
 repeats, which take turns so that a busy machine slows both.
 """
 
-import argparse
 import copy
-from pathlib import Path
 
 import torch
-from measure import Report, take_turns
+from measure import Report, parser, take_turns
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
@@ -108,14 +106,11 @@ def captum_heatmaps(model, images, batch_size):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--images", type=int, default=64)
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--json", type=Path)
-    arguments = parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("--images", type=int, default=64)
+    options.add_argument("--batch-size", type=int, default=32)
+    options.add_argument("--repeats", type=int, default=3)
+    arguments = options.parse_args()
     torch.set_num_threads(arguments.threads)
     n, size = arguments.images, arguments.batch_size
     model = network(arguments.device)

@@ -1,5 +1,6 @@
 """What the benchmarks share: rounds that take turns, and rows of one shape."""
 
+import argparse
 import json
 import os
 import platform
@@ -25,6 +26,15 @@ def machine():
         "libraries": library_versions(),
         "code": code_version(),
     }
+
+
+def parser(doc):
+    """Begin a command line with what all benchmarks of speed are told."""
+    begun = argparse.ArgumentParser(description=doc.splitlines()[0])
+    begun.add_argument("--device", default="cpu")
+    begun.add_argument("--threads", type=int, default=1)
+    begun.add_argument("--json", type=Path)
+    return begun
 
 
 def take_turns(functions, rounds, device="cpu"):

@@ -16,7 +16,6 @@ slows both. `max_rel_diff` compares the mean brightness of the augmented images,
 differ, or the logits of one batch without augmentation and dropout; null for the peak.
 """
 
-import argparse
 import multiprocessing
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
@@ -24,7 +23,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from measure import Report, take_turns
+from measure import Report, parser, take_turns
 from PIL import Image
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import OneCycleLR
@@ -135,13 +134,11 @@ def operations(name):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    for option, number in {"images": 512, "rounds": 3, "threads": 1, "workers": 0}.items():
-        parser.add_argument(f"--{option}", type=int, default=number)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--model", default="inception")
-    parser.add_argument("--json", type=Path)
-    arguments = parser.parse_args()
+    options = parser(__doc__)
+    for option, number in {"images": 512, "rounds": 3, "workers": 0}.items():
+        options.add_argument(f"--{option}", type=int, default=number)
+    options.add_argument("--model", default="inception")
+    arguments = options.parse_args()
     torch.set_num_threads(arguments.threads)
     n, name, rounds = arguments.images, arguments.model, arguments.rounds
     split, device = random_split(n), pick_device(arguments.device)

@@ -21,7 +21,7 @@ References
    (occlusion).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -50,6 +50,8 @@ __all__ = [
 
 SIDES = (3, 5)
 """Sides of the windows that are tried, in pixels."""
+
+_PREFIX = "evidence_"
 
 Progress = Callable[[int, int, str], None]
 
@@ -92,6 +94,16 @@ class Evidence:
     def __len__(self) -> int:
         """Return the number n of images."""
         return len(self.margin)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Name all columns as an artefact keeps them, ``evidence_<column>``."""
+        return {_PREFIX + name: np.asarray(values) for name, values in vars(self).items()}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> "Evidence":
+        """Find the evidence again among the arrays of an artefact."""
+        own = {k.removeprefix(_PREFIX): v for k, v in arrays.items() if k.startswith(_PREFIX)}
+        return cls(**own)
 
     def table(self, heatmaps, activations=None) -> np.ndarray:
         """Set evidence and activations side by side: what `PoisonDetector` reads.

@@ -183,6 +183,10 @@ class _Run:
 class _Geometry:
     """What Lloyd's algorithm has to know: how to average maps and what a centre costs a map."""
 
+    def excess(self, centre):
+        cost = self.cost(centre)
+        return cost - cost.min()
+
     def lloyd(self, centres, max_rounds: int) -> _Run:
         centres, labels = list(centres), np.full(self.n, -1)
         for n_rounds in range(1, max_rounds + 1):  # noqa: B007
@@ -235,10 +239,6 @@ class _Entropic(_Geometry):
         node = gw.PointCloud(centre, np.full(len(centre), 1.0 / len(centre)))
         epsilon = self.options.epsilon
         return np.array([gw.entropic_gw(node, cloud, epsilon).value for cloud in self.clouds])
-
-    def excess(self, centre):
-        cost = self.cost(centre)
-        return cost - cost.min()
 
 
 class _Euclidean(_Geometry):

@@ -153,7 +153,7 @@ class PoisonDetector(Detector):
             self.silhouette_ = self.clusters_.report_["silhouette"]
             self.witnesses_ += ["activations"] * bool(self.clusters_.poisoned_.any())
         self.present_ = bool(self.witnesses_)
-        self.suspect_, self.poison_clusters_ = 1, np.array([1])
+        self.poison_clusters_ = np.array([1])
         return (self._score(X) >= 1).astype(np.int64) * self.present_
 
     def _deviations(self, evidence: np.ndarray) -> np.ndarray:

@@ -169,6 +169,16 @@ def test_the_gain_is_that_of_one_carrier_after_another(split):
         assert found.gain[i, 0] == pytest.approx(np.median(gains), abs=1e-4)
 
 
+def test_evidence_is_found_again_among_other_arrays(split):
+    carriers, maps = evidence.pick_carriers(Rigged(), split, 5, CPU), heat([(4, 9, 3)])
+    found = evidence.gather(Rigged(), sign(2, (4, 9, 3))[None], maps, 5, carriers, CPU)
+    kept = found.arrays()
+    assert set(kept) == {f"evidence_{name}" for name in vars(found)}
+    again = evidence.Evidence.from_arrays({"ids": np.arange(1), "heatmaps_gamma": maps} | kept)
+    assert np.array_equal(again.table(maps), found.table(maps))
+    assert again.sides.tolist() == list(found.sides)
+
+
 def test_only_gains_that_can_matter_are_measured(split):
     """Images with a sticker lose their label; of the others some random ones tell what is usual."""
     spots = [(r, 9, 3) for r in range(4, 24)] + [(11, 11, 3)] * 180

@@ -140,6 +140,11 @@ def _sweep(options: argparse.Namespace) -> int:
 
 def _execute(options: argparse.Namespace, scenarios: tuple[Scenario, ...]) -> int:
     """Run scenarios by the workflow, with a line whenever a step is done."""
+    if options.filters and options.stage != "beyond":
+        raise ValueError(
+            f"--filters {' '.join(options.filters)} are read by --stage beyond alone, and the "
+            f"stage is {options.stage or 'not given'}; add --stage beyond"
+        )
     runs = _runs(options, scenarios)
     said = workflow.progress(runs, jobs=options.jobs, gpus=options.gpus)
 

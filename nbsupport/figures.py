@@ -31,8 +31,8 @@ from nbsupport.artifacts import atomic, checksum, code_version
 
 __all__ = [
     "CLEAN", "METHOD_STYLE", "POISONED", "RATES", "Style", "class_confusion", "comparison",
-    "confusion_heatmap", "contact_sheet", "evidence", "heatmap_grid", "image_grid", "method_style",
-    "overlay", "per_class_bars", "picture_rows", "pixel_maps", "rate_maps", "rates_plot",
+    "confusion_heatmap", "contact_sheet", "evidence", "image_grid", "method_style",
+    "per_class_bars", "picture_rows", "pixel_maps", "rate_maps", "rates_plot",
     "relevance_flow",
     "results_table", "save", "score_histogram", "scoreboard_bars", "show", "strength_plot",
     "training_curves", "use_theme",
@@ -244,67 +244,6 @@ def image_grid(
         ax.imshow(image)
         if boxes is not None and boxes[i] is not None:
             _outline(ax, boxes[i])
-    return fig
-
-
-def heatmap_grid(
-    heatmaps,
-    titles: Sequence[str] | None = None,
-    *,
-    columns: int = 8,
-    title: str = "",
-    boxes: Sequence[tuple[int, int, int, int] | None] | None = None,
-) -> Figure:
-    """Show heatmaps, each scaled by its own largest magnitude, with one colour bar for all.
-
-    Parameters
-    ----------
-    heatmaps : array or Tensor, shape (n, H, W)
-        Relevance per pixel; white is 0.
-    titles, columns, title, boxes
-        As in `image_grid`.
-    """
-    heatmaps = _scaled(heatmaps)
-    fig, axes = _grid(len(heatmaps), columns, title, titles)
-    for i, (ax, heatmap) in enumerate(zip(axes, heatmaps, strict=False)):
-        drawn = ax.imshow(heatmap, cmap="RdBu_r", norm=CenteredNorm(halfrange=1))
-        if boxes is not None and boxes[i] is not None:
-            _outline(ax, boxes[i])
-    _relevance_bar(fig, drawn)
-    return fig
-
-
-def overlay(
-    images,
-    heatmaps,
-    titles: Sequence[str] | None = None,
-    *,
-    columns: int = 8,
-    title: str = "",
-) -> Figure:
-    """Lay heatmaps over their images in grey; the stronger the relevance, the more it covers.
-
-    Parameters
-    ----------
-    images : array or Tensor, shape (n, 3, H, W)
-        uint8, or float in [0, 1].
-    heatmaps : array or Tensor, shape (n, H, W)
-        Relevance per pixel.
-    titles, columns, title
-        As in `image_grid`.
-    """
-    heatmaps = _scaled(heatmaps)
-    grey = _rgb(images) @ np.array([0.299, 0.587, 0.114])
-    fig, axes = _grid(len(heatmaps), columns, title, titles)
-    for ax, image, heatmap in zip(axes, grey, heatmaps, strict=False):
-        ax.imshow(image, cmap="gray", vmin=0, vmax=1)
-        drawn = ax.imshow(
-            heatmap,
-            cmap="RdBu_r",
-            norm=CenteredNorm(halfrange=1),
-            alpha=0.9 * np.sqrt(np.abs(heatmap)),
-        )
-    _relevance_bar(fig, drawn)
     return fig
 
 

@@ -15,7 +15,7 @@ __all__ = [
     "THESIS_CLEAN_ACCURACY", "THESIS_EUCLIDEAN", "THESIS_FOUR_CORNERS", "THESIS_FULL_AMPLITUDE",
     "THESIS_STATISTICS", "THESIS_STICKER_SIZES", "THESIS_STRENGTH", "TRAINING_IMAGES", "Counts",
     "Erratum", "Row", "Statistics", "Strength", "erratum", "per_class_rates", "published",
-    "published_statistics", "reference_rows",
+    "reference_rows",
 ]  # fmt: skip
 
 N_CLASS = 1650
@@ -661,14 +661,6 @@ def published(scenario: str, method: str) -> Row | None:
     """
     for row in TABLES:
         if row.scenario == str(scenario) and row.method == method:
-            return row
-    return None
-
-
-def published_statistics(percent: str, method: str) -> Statistics | None:
-    """Return Table 5's row for a rate ("33" or "15") and method, None where it has none."""
-    for row in TABLE5:
-        if row.percent == str(percent) and row.method == method:
             return row
     return None
 

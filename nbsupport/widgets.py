@@ -33,7 +33,8 @@ def reporter(interactive: bool, label: str = "") -> Callable[..., None]:
     -------
     callable
         ``report(done, total, message="")``. The first and the last report always show. It may be
-        used again: after a last report, or where ``done`` falls, the clock starts anew.
+        used again: after a last report, or where ``done`` falls, the clock starts anew. What a
+        first report beyond 1 finds done (a resumed training) does not count for the time left.
     """
     return _Bar(label) if interactive else _Lines(label)
 
@@ -99,11 +100,15 @@ class _Report:
         self.start = time.monotonic()
         self.shown: float | None = None
         self.before = 0
+        # From where the pace is taken: what a resumed work finds done cost it no time.
+        self.pace_from = (0.0, 0)
 
     def __call__(self, done: int, total: int, message: str = "") -> None:
         now = time.monotonic()
         if done < self.before:
-            self.start, self.shown = now, None
+            self.start, self.shown, self.before = now, None, 0
+        if not self.before:
+            self.pace_from = (0.0, 0) if done == 1 else (now - self.start, done)
         self.before = done
         last = done >= total
         if self.shown is None or last or now - self.shown >= self.wait(now - self.start):
@@ -114,8 +119,10 @@ class _Report:
 
     def words(self, done: int, total: int, seconds: float, message: str) -> str:
         parts = [f"{done:,} of {total:,}", _duration(seconds)]
-        if 0 < done < total:
-            parts.append(f"about {_duration(seconds * (total - done) / done)} left")
+        since, had = self.pace_from
+        if had < done < total:
+            left = (seconds - since) / (done - had) * (total - done)
+            parts.append(f"about {_duration(left)} left")
         return ", ".join(parts) + (f"; {message}" if message else "")
 
     def wait(self, elapsed: float) -> float:

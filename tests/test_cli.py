@@ -42,6 +42,10 @@ def test_status_estimates_the_rest_from_what_is_finished(tmp_path, capsys):
         (["run"], "name scenarios"),
         (["run", "--scenarios", "nope"], "'nope'"),
         (["sweep", "--attack", "amplitude", "--p", "33"], "need amplitudes: --a"),
+        (
+            ["run", "--scenarios", "standard-s3-p15-r0", "--filters", "perfect"],
+            "add --stage beyond",
+        ),
         (["sweep", "--attack", "standard", "--p", "15", "--profile", "nope"], "'nope'"),
     ],
 )

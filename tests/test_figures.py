@@ -161,12 +161,12 @@ def test_wrong_shapes_are_named():
     with pytest.raises(ValueError, match=r"\(3, 32, 32\); expected \(n, 3, H, W\)"):
         figures.image_grid(IMAGES[0])
     with pytest.raises(ValueError, match="summed over channels"):
-        figures.heatmap_grid(IMAGES)
+        figures.evidence(IMAGES, IMAGES)
 
 
 def test_heatmaps_are_symmetric_about_zero():
     maps = np.stack([HEATMAPS[0], 100 * HEATMAPS[1] + 3, np.zeros((32, 32))])
-    fig = figures.heatmap_grid(torch.from_numpy(maps).to(torch.bfloat16))
+    fig = figures.picture_rows({"maps": torch.from_numpy(maps).to(torch.bfloat16)})
     for ax in fig.axes[:3]:
         norm = ax.images[0].norm
         assert (norm.vmin, norm.vmax) == (-1, 1)
@@ -174,14 +174,6 @@ def test_heatmaps_are_symmetric_about_zero():
     shown = drawn_images(fig)[:3]
     assert [np.abs(s).max() for s in shown] == [1, 1, 0]
     assert np.sign(shown[1]).tolist() == np.sign(maps[1]).tolist()
-
-
-def test_overlay_covers_more_where_relevance_is_stronger():
-    heatmap = np.zeros((1, 32, 32))
-    heatmap[0, 5, 5], heatmap[0, 9, 9] = 2.0, -0.5
-    fig = figures.overlay(IMAGES[:1], heatmap)
-    alpha = fig.axes[0].images[1].get_alpha()
-    assert alpha[5, 5] > alpha[9, 9] > alpha[0, 0] == 0
 
 
 def test_evidence_counts_the_kept_pixels():

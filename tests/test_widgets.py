@@ -65,10 +65,22 @@ def test_a_reporter_starts_anew(clock, capsys):
     clock.now += 7200
     report(1, 2)
     assert lines(capsys) == [
-        "5 of 10, 0 s, about 0 s left",
+        "5 of 10, 0 s",
         "1 of 4, 0 s, about 0 s left",
         "4 of 4, 3 s",
         "1 of 2, 2 h 00 min, about 2 h 00 min left",
+    ]
+
+
+def test_what_a_resumed_work_finds_done_promises_no_speed(clock, capsys):
+    report = widgets.reporter(False, "training")
+    clock.now += 1
+    report(5000, 6000)
+    clock.now += 50
+    report(5100, 6000)
+    assert lines(capsys) == [
+        "training: 5,000 of 6,000, 1 s",
+        "training: 5,100 of 6,000, 51 s, about 7 min 30 s left",
     ]
 
 

@@ -144,11 +144,13 @@ def main():
                 report.row(
                     name, "POT loop", n, seconds[how], seconds["POT"],
                     float(same.max()) if len(same) else None, baseline_n=few,
+                    max_rel_diff_all_pairs=float(gap.max()), other_minimum=int((gap > 0.01).sum()),
+                    not_converged=int((~found.converged).sum()), steps=float(found.n_iter.mean()),
                 )  # fmt: skip
+                told = report.rows[-1]
                 print(
-                    f"{'':22} {np.sum(gap > 0.01)} of {few} pairs in another local minimum; "
-                    f"{(~found.converged).sum()} of {n} not converged, "
-                    f"{found.n_iter.mean():.1f} steps a pair"
+                    f"{'':22} {told['other_minimum']} of {few} pairs in another local minimum; "
+                    f"{told['not_converged']} of {n} not converged, {told['steps']:.1f} steps each"
                 )
 
             functions = {

@@ -68,8 +68,11 @@ def main():
         fitted = HeatmapClustering(**parameters).fit(maps)
         seconds = time.perf_counter() - begin
         n = len(maps)
-        report.row(name, "POT loop, extrapolated", n, seconds, pair * CALLS_PER_MAP * n)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        report.row(
+            name, "POT loop, extrapolated", n, seconds, pair * CALLS_PER_MAP * n,
+            peak_gib=peak, rounds=fitted.n_iter_,
+        )  # fmt: skip
         hours = pair * CALLS_PER_MAP * n / 3600
         print(
             f"{'':22} {seconds:.3g} s ({fitted.n_iter_} rounds) against {hours:.2g} h; "

@@ -61,7 +61,16 @@ class Report:
         print(f"{'':22} {'baseline':31} {'ratio':>8} {'ours/s':>9} {'theirs/s':>9} {'diff':>8}")
 
     def row(
-        self, name, baseline, n, seconds, baseline_seconds, difference=None, *, baseline_n=None
+        self,
+        name,
+        baseline,
+        n,
+        seconds,
+        baseline_seconds,
+        difference=None,
+        *,
+        baseline_n=None,
+        **more,
     ):
         ours, theirs = n / seconds, (baseline_n or n) / baseline_seconds
         self.rows.append({
@@ -73,7 +82,7 @@ class Report:
             "max_rel_diff": difference,
             "n": n,
             "baseline_n": baseline_n or n,
-        } | self.shared)  # fmt: skip
+        } | more | self.shared)  # fmt: skip
         shown = "" if difference is None else f"{difference:8.1e}"
         print(
             f"{name:22} {baseline:31} {ours / theirs:8.2f} {ours:9.4g} {theirs:9.4g} {shown}",

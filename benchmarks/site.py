@@ -31,7 +31,7 @@ async function look(page) {
     page, seconds, pictures: pictures.length,
     broken: pictures.filter(p => !p.naturalWidth).length,
     without_alt: pictures.filter(p => !(p.alt || "").trim() || p.alt == "No description has been provided for this image").length,
-    error_cells: inside.querySelectorAll('[data-mime-type="application/vnd.jupyter.stderr"] .ansi-red-fg, .jp-OutputArea-output[data-mime-type="application/vnd.jupyter.error"]').length,
+    error_cells: inside.querySelectorAll('.output_error, .jp-OutputArea-output[data-mime-type="application/vnd.jupyter.error"]').length,
     dead_links: [...inside.links].filter(a => a.hash && a.pathname == inside.location.pathname
       && !inside.getElementById(a.hash.slice(1))  // as the standard says: raw first, then decoded
       && !inside.getElementById(decodeURIComponent(a.hash.slice(1)))).length,

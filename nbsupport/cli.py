@@ -90,7 +90,10 @@ def _list(text: str) -> tuple[str, ...]:
 
 
 def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(int(word) for word in _list(text))
+    try:
+        return tuple(int(word) for word in _list(text))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} are no whole numbers; write 1,2,3") from None
 
 
 def _chosen(options: argparse.Namespace) -> list[Run]:

@@ -6,9 +6,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from nbsupport import metrics
 from nbsupport.artifacts import CHAIN, Run, atomic, library_versions
 
-__all__ = ["COLUMNS", "OURS", "collect", "localisation", "provenance", "strength", "update_csv"]
+__all__ = [
+    "COLUMNS", "OURS", "collect", "localisation", "paired", "provenance", "strength", "update_csv",
+]  # fmt: skip
 
 OURS = "poison_detector"
 """The best detector of this edition, which stands beside the paper's methods."""
@@ -17,15 +20,15 @@ KEYS = ["profile", "scenario", "method"]
 
 VERDICT = ["acc", "tpr", "tnr", "auroc", "n_tp", "n_fn", "n_tn", "n_fp", "seconds"]
 
+COUNTS = ["poison_rate_class", "poison_rate_dataset", "n_poisoned", "n_class"]
+
 COLUMNS = [
     "profile",
     "scenario",
     "attack",
     "side",
     "amplitude",
-    "poison_rate_class",
-    "n_poisoned",
-    "n_class",
+    *COUNTS,
     "repetition",
     "clean_accuracy",
     "asr",
@@ -70,9 +73,7 @@ def collect(runs: Iterable[Run]) -> pd.DataFrame:
                     "attack": attack.attack,
                     "side": attack.side,
                     "amplitude": attack.amplitude,
-                    "poison_rate_class": counts["poison_rate_class"],
-                    "n_poisoned": counts["n_poisoned"],
-                    "n_class": counts["n_class"],
+                    **{key: counts[key] for key in COUNTS},
                     "repetition": attack.repetition,
                     "method": method,
                     "device": training["device"],
@@ -180,17 +181,61 @@ def provenance(runs: Iterable[Run], stages: Iterable[str] = CHAIN) -> dict:
         Ready for the JSON file beside a figure.
     """
     runs, stages, kept = list(runs), tuple(stages), ("payload", "code", "device", "seconds")
+    records = {
+        f"{run.profile}/{run.scenario}": {stage: run.load(stage) for stage in stages}
+        for run in runs
+    }
+    made_with: dict[str, set[str]] = {}
+    for record in (record for of_run in records.values() for record in of_run.values()):
+        for name, version in record["libraries"].items():
+            made_with.setdefault(name, set()).add(version)
     return {
         "profiles": sorted({str(run.profile) for run in runs}),
         "runs": {
-            f"{run.profile}/{run.scenario}": {
-                stage: {key: record[key] for key in kept}
-                for stage, record in ((stage, run.load(stage)) for stage in stages)
-            }
-            for run in runs
+            name: {stage: {key: record[key] for key in kept} for stage, record in of_run.items()}
+            for name, of_run in records.items()
         },
+        "runs_made_with": {name: sorted(versions) for name, versions in made_with.items()},
         "libraries": library_versions(),
     }
+
+
+def paired(runs: Iterable[Run], ours: str = OURS, theirs: str = "heatmap") -> pd.DataFrame:
+    """Compare two methods image by image: both judged the same images of the same network.
+
+    Parameters
+    ----------
+    runs : iterable of Run
+        Runs with detection finished; those without either method are left out.
+    ours, theirs : str
+        Methods.
+
+    Returns
+    -------
+    DataFrame
+        One row per run: ``scenario``, ``n``, the average precision of both (percent; chance is the
+        share of poisoned images), and ``gain``, how many percent of the images ours tells right
+        beyond theirs, with its 95 % bootstrap interval ``low`` to ``high``.
+    """
+    rows = []
+    for run in runs:
+        found = run.arrays("detection")
+        if not {f"{m}_poisoned" for m in (ours, theirs)} <= set(found):
+            continue
+        truth, rng = found["truth"], run.scenario.rng("bootstrap")
+        right = [found[f"{m}_poisoned"] == truth for m in (ours, theirs)]
+        gain = metrics.paired_difference(*right, rng=rng)
+        precision = {
+            f"average_precision_{m}": 100 * metrics.average_precision(truth, found[f"{m}_score"])
+            for m in (ours, theirs)
+        }
+        ends = {"gain": gain.estimate, "low": gain.low, "high": gain.high}
+        rows.append(
+            {"scenario": str(run.scenario), "n": len(truth)}
+            | precision
+            | {name: 100 * value for name, value in ends.items()}
+        )
+    return pd.DataFrame(rows)
 
 
 def update_csv(results: pd.DataFrame, path: Path, *, keep: bool = False) -> pd.DataFrame:

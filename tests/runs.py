@@ -29,7 +29,11 @@ def detected(tp, fn, tn, fp):
 def finish(run, methods=METHODS, seed=0, **training):
     """Leave the records of a finished run; ``methods`` are names, or names with their rates."""
     clean = run.scenario.attack == "clean"
-    counts = {"poison_rate_class": 0.0 if clean else 33.3, "n_poisoned": 0 if clean else 20}
+    counts = {
+        "poison_rate_class": 0.0 if clean else 33.3,
+        "poison_rate_dataset": 0.0 if clean else 0.125,
+        "n_poisoned": 0 if clean else 20,
+    }
     record = {
         "clean_accuracy": 97.75,
         "asr": 100.0,

@@ -98,6 +98,12 @@ def test_sweep_tells_what_it_runs_and_where_the_results_are(monkeypatch, tmp_pat
     assert sum("scenarios=standard-s1-p05-r0 " in word for word in called[0]) == 1
 
 
+def test_sizes_that_are_no_numbers_are_named(capsys):
+    with pytest.raises(SystemExit):
+        main(["sweep", "--attack", "standard", "--p", "15", "--s", "1,x"])
+    assert "'1,x' are no whole numbers; write 1,2,3" in capsys.readouterr().err
+
+
 def test_a_failed_workflow_fails_the_command(monkeypatch, tmp_path):
     monkeypatch.setattr(workflow, "execute", lambda *_: 1)
     place = ["--profile", "tiny", "--runs", str(tmp_path)]

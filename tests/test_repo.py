@@ -11,6 +11,7 @@ import nbformat
 import networks
 import pytest
 import torch
+import yaml
 
 from nbsupport import ROOT
 from nbsupport.data import Split
@@ -229,3 +230,13 @@ def test_the_readme_names_files_that_exist():
     targets = set(re.findall(r"\bmake ([a-z-]+)", text))
     known = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
     assert targets <= known
+
+
+@pytest.mark.parametrize("name", ["slurm", "kubernetes"])
+def test_cluster_profiles_give_a_gpu_to_every_rule_that_computes_on_one(name):
+    rules = re.split(r"^rule ", (ROOT / "Snakefile").read_text(), flags=re.M)[1:]
+    wanted = {text.split(":")[0] for text in rules if "gpu=int(GPU)" in text}
+    assert {"training", "lrp", "ablation"} <= wanted
+    profile = yaml.safe_load((ROOT / "profiles" / name / "config.yaml").read_text())
+    assert {rule for rule, asked in profile["set-resources"].items() if asked["gpu"]} == wanted
+    assert set(profile["set-threads"]) == wanted

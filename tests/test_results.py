@@ -18,6 +18,7 @@ COLUMNS = [
     "side",
     "amplitude",
     "poison_rate_class",
+    "poison_rate_dataset",
     "n_poisoned",
     "n_class",
     "repetition",
@@ -68,7 +69,8 @@ def test_one_row_per_run_and_method(make):
     assert re.match(r"\d+\.\d+\.\d+", row.pop("commit"))
     assert row == {
         "profile": "demo", "scenario": "amplitude-a64-p33-r3", "attack": "amplitude", "side": 3,
-        "amplitude": 64, "poison_rate_class": 33.3, "n_poisoned": 20, "n_class": 60,
+        "amplitude": 64, "poison_rate_class": 33.3, "poison_rate_dataset": 0.125, "n_poisoned": 20,
+        "n_class": 60,
         "repetition": 3, "clean_accuracy": 97.75, "asr": 100.0, "masr": 88.5, "attack_took": True,
         "method": "heatmap", "acc": 96, "tpr": 86.123456789, "tnr": 99.0, "auroc": 97.5,
         "n_tp": 22, "n_fn": 4, "n_tn": 39, "n_fp": 1, "seconds": 1.25, "device": "cuda",
@@ -213,6 +215,7 @@ def test_provenance_names_what_the_results_are_made_of(make):
             assert told["seconds"] == run.load(stage)["seconds"]
             assert told["code"].startswith(__version__)
     assert found["libraries"]["numpy"] == np.__version__
+    assert found["runs_made_with"]["numpy"] == [np.__version__]
     assert json.loads(json.dumps(found)) == found
 
 
@@ -227,3 +230,20 @@ def test_localisation_has_one_row_per_run_and_composite(make):
     assert seen["composite"].tolist() == ["released", "gamma"] * 2
     assert seen["seconds"].tolist() == [1.3, 2.0] * 2
     assert len(results.localisation(runs[1:2])) == 0
+
+
+def test_two_methods_are_compared_image_by_image(make):
+    run, other = make(), make("standard-s3-p33-r1")
+    truth = np.arange(100) < 20
+    cut = (truth != (np.arange(100) < 10)) | (np.arange(100) > 79)  # 10 missed, 20 accused
+    arrays = {"truth": truth, "ids": np.arange(100)}
+    arrays |= {"heatmap_poisoned": cut, "heatmap_score": cut * 1.0}
+    arrays |= {"poison_detector_poisoned": truth, "poison_detector_score": truth * 1.0}
+    run.save("detection", arrays, run.load("detection")["result"])
+    found = results.paired([run, other])
+    (row,) = found.to_dict("records")  # the other run has no such arrays
+    assert (row["scenario"], row["n"], row["gain"]) == ("standard-s3-p33-r0", 100, 30)
+    assert 15 < row["low"] < 30 < row["high"] < 45
+    assert row["average_precision_poison_detector"] == 100
+    assert row["average_precision_heatmap"] < 40
+    assert results.paired([run], "heatmap", "poison_detector")["gain"].tolist() == [-30]

@@ -1,5 +1,6 @@
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -10,6 +11,8 @@ from nbsupport import metrics, results, tables
 from nbsupport.artifacts import Run, checksum
 from nbsupport.results import OURS
 from nbsupport.scenarios import PAPER, PROFILES, Scenario
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
@@ -258,4 +261,40 @@ def test_any_table_can_be_exported_with_the_runs_it_names(make, tmp_path):
     seen = results.localisation(runs[:1])
     paths = tables.export(seen, "localisation", tmp_path, results.provenance(runs))
     assert pd.read_csv(paths[0])["composite"].tolist() == ["released", "gamma"]
+    # Numbers are written out in the CSV alone.
+    assert "| 50.00 | 100.00 |" in paths[1].read_text()
     assert list(json.loads(paths[-1].read_text())["runs"]) == ["fast/standard-s3-p33-r0"]
+
+
+def test_detections_count_the_images_of_all_repetitions(make):
+    perfect = dict.fromkeys(("activation", "heatmap", "mixture"), (34, 0, 1650, 0))
+    runs = [
+        make(
+            "amplitude-a64-p33-r0", **perfect, poison_detector=(30, 4, 1650, 0), attack_took=False
+        ),
+        make("standard-s3-p02-r1", **perfect, poison_detector=(34, 0, 1650, 0), asr=90.0),
+        make("standard-s3-p02-r0", **perfect, poison_detector=(33, 1, 1649, 1), asr=80.0),
+        make("standard-s3-p15-r0", **STANDARD),
+        make("clean-r0"),
+    ]
+    shown = tables.detections(results.collect(runs))
+    # The one without our detector is left out; the order is the paper's.
+    assert shown["experiment"].tolist() == ["standard-s3-p02", "amplitude-a64-p33"]
+    rare, faint = shown.to_dict("records")
+    assert (rare["networks"], rare["attack"], rare["missed"]) == (2, "ASR 85.0", "1 of 68")
+    assert rare["false alarms"] == "1 of 3300"
+    assert rare["Heatmap Clustering"] == "100 / 100 / 100"
+    # 3,366 of 3,368 and 3,299 of 3,300 are not 100 %.
+    assert rare["PoisonDetector"] == "99.9 / 98.5 / 99.97"
+    assert rare["the paper's"] == "52.9 / 0.0 / 53.9"
+    assert (rare["poisoned"], rare["of all images"]) == ("20 of 60", "0.12 %")
+    assert faint["attack"] == "MASR 88.5 *"
+    text = tables.detections(results.collect(runs[1:2]), ["heatmap"])
+    assert text["missed"].tolist() == ["0 of 34"]
+
+
+@pytest.mark.parametrize("name", ["detections", "scoreboard"])
+def test_the_tables_in_the_readme_are_the_published_ones(name):
+    published = (ROOT / "figures" / f"{name}.md").read_text()
+    readme = (ROOT / "README.md").read_text()
+    assert published in readme, f"copy figures/{name}.md to its place in README.md"

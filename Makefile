@@ -100,7 +100,7 @@ site: $(READY)  ## executed notebooks of PROFILE as HTML, with an index: site/in
 	python -m nbsupport.site $(PLACE)
 
 clean:  ## remove caches and the runs of PROFILE=tiny; finished runs stay
-	rm -rf .pytest_cache .ruff_cache .snakemake site data/runs/tiny
+	rm -rf .pytest_cache .ruff_cache site data/runs/tiny
 
 $(READY): pyproject.toml constraints.txt
 	@echo "Installing into $(VENV): about 6 GB, most of it torch with its GPU libraries;"

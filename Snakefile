@@ -55,11 +55,11 @@ os.environ["PATH"] = os.path.dirname(sys.executable) + os.pathsep + os.environ["
 COMMON = (
     "papermill --engine nbsupport --kernel python3 "
     "--execution-timeout $(( 60 * {resources.runtime} )) "
-    "{input.notebook} {log.notebook} -p profile {PROFILE} -p interactive False "
+    "{input.notebook:q} {log.notebook:q} -p profile {PROFILE} -p interactive False "
 )
 ONE = (
     COMMON + "-p scenario {wildcards.scenario} -p data {DATA:q} -p device {DEVICE} "
-    '-p runs "$(cd "$(dirname {output[0]})/../.." && pwd)" '
+    '-p runs "$(cd "$(dirname {output[0]:q})/../.." && pwd)" '
 )
 # What belongs to a filter lies two folders deeper.
 DEEP = ONE.replace("/../..", "/../../../..")
@@ -128,7 +128,9 @@ rule attacks:
         notebook=f"{RUN}/01_attacks.ipynb",
     params:
         version=STAGES["attack"].version,
-        images=(PROFILE.data, PROFILE.scale, DATA),
+        # Not DATA: another spelling of the same folder is no other data. Notebooks compare the
+        # fingerprint of the images.
+        images=(PROFILE.data, PROFILE.scale),
     resources:
         runtime=MINUTES,
     shell:
@@ -205,7 +207,8 @@ rule ablation:
         notebook=local("notebooks/07_ablation.ipynb"),
         modules=modules(
             "ablation", "gw", "transport", "barycentres", "detectors", "embeddings", "clusterers",
-            "baselines", "lrp", "gradients", "heatmap_clustering", "embedding_clustering", "detection", "metrics",
+            "baselines", "lrp", "graph", "rules", "attribution", "gradients",
+            "heatmap_clustering", "embedding_clustering", "detection", "metrics",
         ),
     output:
         f"{RUN}/ablation.npz",
@@ -272,8 +275,10 @@ rule retraining:
         ancient(f"{RUN}/retrained/{{filter}}/filter.json"),
         notebook=ancient(local("notebooks/06_beyond.ipynb")),
     output:
-        f"{RUN}/retrained/{{filter}}/model.safetensors",
-        f"{RUN}/retrained/{{filter}}/training.json",
+        # Snakemake would delete them before the job; the notebook keeps them if the same images are
+        # taken away as before.
+        update(f"{RUN}/retrained/{{filter}}/model.safetensors"),
+        update(f"{RUN}/retrained/{{filter}}/training.json"),
     log:
         notebook=f"{RUN}/retrained/{{filter}}/06_beyond.ipynb",
     params:
@@ -300,7 +305,7 @@ rule beyond:
     input:
         compared,
         notebook=local("notebooks/06_beyond.ipynb"),
-        modules=modules("figures", "results", "retraining", "scan"),
+        modules=modules("figures", "metrics", "results", "retraining", "scan"),
     output:
         f"{RUN}/beyond.csv",
     log:
@@ -330,4 +335,4 @@ rule results:
         runtime=MINUTES,
     shell:
         COMMON + "-p figures_folder {FIGURES:q} -p data {DATA:q} "
-        '-p runs "$(cd "$(dirname {output})/.." && pwd)"'
+        '-p runs "$(cd "$(dirname {output:q})/.." && pwd)"'

@@ -51,7 +51,11 @@ REPRESENTATIONS = {
     "squared": Name("LRP, squared", "LRP"),
     "gamma": Name("LRP, gamma", "LRP"),
 }
-"""What is compared. Of the heatmaps, any composite may be given; others are LRP by their name."""
+"""What is compared. Of the heatmaps, any composite may be given; others are LRP by their name.
+
+"paper", the epsilon rule with the bias in its denominator, is "gradient_x_input" up to epsilon: one
+representation that stands in two families.
+"""
 
 DISTANCES = {
     "euclidean": Name("Euclid", "entry by entry"),

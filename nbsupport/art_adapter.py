@@ -36,7 +36,7 @@ class ArtPoisonDetector:
     Raises
     ------
     ValueError
-        If there are not as many labels as rows.
+        If there are not as many labels as rows, or labels of shape (n, k) are not one-hot.
 
     Notes
     -----
@@ -49,7 +49,13 @@ class ArtPoisonDetector:
         self.estimator = clone(estimator)
         self.x_train = np.asarray(x_train)
         labels = np.asarray(y_train)
-        self.y_train = labels.argmax(axis=1) if labels.ndim == 2 else labels
+        if labels.ndim == 2 and labels.shape[1] == 1:
+            labels = labels[:, 0]  # a column of labels, as Keras has them, is no one-hot row
+        if labels.ndim == 2:
+            if not (np.isin(labels, (0, 1)).all() and (labels.sum(axis=1) == 1).all()):
+                raise ValueError("rows of y_train are no one-hot vectors: give labels, shape (n,)")
+            labels = labels.argmax(axis=1)
+        self.y_train = labels
         if len(self.x_train) != len(self.y_train):
             raise ValueError(f"{len(self.x_train)} rows in x_train for {len(self.y_train)} labels")
 

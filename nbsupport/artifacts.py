@@ -88,9 +88,9 @@ STAGES = {
         Stage("attack", "attack.npz", "01_attacks"),
         Stage("training", "model.safetensors", "02_training"),
         Stage("relevance", "relevance.npz", "03_lrp", version=2),
-        Stage("detection", "detection.npz", "04_gw_clustering"),
+        Stage("detection", "detection.npz", "04_gw_clustering", version=2),
         Stage("ablation", "ablation.npz", "07_ablation", make="ablation"),
-        Stage("scan", "scan.npz", "06_beyond", make="beyond", option="scan"),
+        Stage("scan", "scan.npz", "06_beyond", version=2, make="beyond", option="scan"),
         *(stage for name in FILTERS for stage in _retrained(name)),
     )
 }
@@ -257,9 +257,10 @@ class Run:
             ("scenario", str(self.scenario)),
             ("profile", str(self.profile)),
         ):
-            if body[key] != mine:
-                raise ArtifactError(f"{path} belongs to {key} {body[key]}, not {mine}; {remedy}")
-        if body["settings"] != asdict(self.profile):
+            if body.get(key) != mine:
+                other = body.get(key)
+                raise ArtifactError(f"{path} belongs to {key} {other}, not {mine}; {remedy}")
+        if body.get("settings") != asdict(self.profile):
             raise ArtifactError(
                 f"{path} is stale: profile {self.profile} has changed since it was made; {remedy}"
             )
@@ -353,9 +354,11 @@ def checksum(path: Path) -> str:
 def code_version() -> str:
     """Version of the package, with the commit where it runs from a checkout.
 
-    A trailing "+" marks a package that differs from that commit.
+    A trailing "+" marks a package or notebooks that differ from that commit. Asked first when a
+    notebook begins (`execution.resolve`): what is committed while it runs is not what ran.
     """
-    commands = (["describe", "--always", "--exclude=*"], ["status", "--porcelain", "nbsupport"])
+    changed = ["status", "--porcelain", "nbsupport", "notebooks"]
+    commands = (["describe", "--always", "--exclude=*"], changed)
     try:
         commit, changes = (
             subprocess.run(

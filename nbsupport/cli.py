@@ -49,8 +49,8 @@ def _parser() -> argparse.ArgumentParser:
     named = argparse.ArgumentParser(add_help=False)
     named.add_argument("--scenarios", nargs="*", help="ids, 'paper', 'extended'; default: all here")
     machine = argparse.ArgumentParser(add_help=False)
-    machine.add_argument("--jobs", type=int, default=2, help="jobs (cores) at a time")
-    machine.add_argument("--gpus", type=int, default=1, help="jobs on the GPU at a time")
+    machine.add_argument("--jobs", type=_count(1), default=2, help="jobs (cores) at a time")
+    machine.add_argument("--gpus", type=_count(0), default=1, help="jobs on the GPU at a time")
     batch = argparse.ArgumentParser(add_help=False)
     batch.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     batch.add_argument("--minutes", type=int, help="time limit of each step")
@@ -87,6 +87,15 @@ def _parser() -> argparse.ArgumentParser:
 
 def _list(text: str) -> tuple[str, ...]:
     return tuple(text.replace(",", " ").split())
+
+
+def _count(least: int):
+    def number(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text!r} is no whole number from {least} on")
+        return int(text)
+
+    return number
 
 
 def _numbers(text: str) -> tuple[int, ...]:
@@ -152,7 +161,8 @@ def _execute(options: argparse.Namespace, scenarios: tuple[Scenario, ...]) -> in
     said = workflow.progress(runs, jobs=options.jobs, gpus=options.gpus)
 
     def call(*words: str, watch=None) -> int:
-        config = {name: getattr(options, name) for name in ("runs", "data", "device", "minutes")}
+        config = {"runs": anchored(options.runs)}
+        config |= {name: getattr(options, name) for name in ("data", "device", "minutes")}
         config["filters"] = ",".join(options.filters or ()) or None
         machine = {"jobs": options.jobs, "gpus": options.gpus}
         line = workflow.command(scenarios, options.profile, **machine, options=words, **config)
@@ -167,6 +177,8 @@ def _execute(options: argparse.Namespace, scenarios: tuple[Scenario, ...]) -> in
     if options.unlock and (status := call("--unlock")):
         return status
     target = [f"every_{options.stage}"] if options.stage else []
+    if old := workflow.outdated(runs):
+        target += ["--forcerun", *map(str, old)]
     if options.dry_run:
         return call(*target, "--dry-run")
     # One job alone shall fill the cache of images, not all of them at once.

@@ -252,6 +252,7 @@ def detect(
     for name in (
         "inertia_",
         "n_iter_",
+        "converged_",
         "gap_",
         "present_",
         "witnesses_",

@@ -73,6 +73,7 @@ class HeatmapDetector(Detector):
     """Detectors whose rows are heatmaps (n, H, W), or squares flattened to (n, H * W)."""
 
     def _validate(self, X, *, reset: bool) -> np.ndarray:
+        gw.check_one_shape(X)
         X = np.asarray(X, dtype=np.float64)
         if X.ndim == 2 and np.sqrt(X.shape[1]).is_integer():
             side = int(np.sqrt(X.shape[1]))
@@ -87,6 +88,10 @@ class HeatmapDetector(Detector):
             self.shape_ = X.shape[1:]
         elif X.shape[1:] != self.shape_:
             raise ValueError(f"heatmaps have shape {X.shape[1:]}, was fitted with {self.shape_}")
+        # Before `fit` sorts the maps: an error names those at fault by their place in X.
+        X = gw.as_maps(X)
+        if hasattr(self, "negative"):
+            gw.nonnegative(np.abs(X) if self.negative == "clip" else X, self.negative)
         return X
 
     def _weights(self, X: np.ndarray) -> np.ndarray:

@@ -128,6 +128,9 @@ class EmbeddingClustering(_Embedded):
     -----
     Gromov-Wasserstein itself is Euclidean in no embedding: it has `HeatmapClustering`. Greyscale
     images may be given as heatmaps, to put raw images into the same grid.
+
+    k-medoids is not among the clusterers: scikit-learn has none, and what speaks for it, that a few
+    odd images cannot drag a group along, holds for HDBSCAN as well (`clusterer="hdbscan"`).
     """
 
     def __init__(
@@ -230,8 +233,10 @@ class DistanceMixture(_Embedded):
     gap_ : float
         Mahalanobis distance of the two means under the covariance of the larger component: how
         many of its standard deviations the smaller one lies away.
-    mixture_ : sklearn.mixture.GaussianMixture
-        The fitted mixture.
+    mixture_ : sklearn.mixture.GaussianMixture or None
+        The fitted mixture; None if all images are alike.
+    cluster_centers_ : ndarray, shape (2, components kept), or None
+        Its means, in units of the first spread.
     n_iter_ : int
         Rounds of expectation maximisation of the best start.
 
@@ -282,6 +287,7 @@ class DistanceMixture(_Embedded):
     def _split(self, X: np.ndarray) -> np.ndarray:
         labels = super()._split(X)
         self.mixture_ = None if self.clusterer_ is None else self.clusterer_.mixture
+        self.cluster_centers_ = None if self.mixture_ is None else self.mixture_.means_
         self.gap_ = 0.0 if self.suspect_ is None else self.clusterer_.gap(self.suspect_)
         return labels
 
@@ -318,6 +324,8 @@ class SpRAy(_Embedded):
     eigenvalues_ : ndarray, shape (max_clusters + 1,) or fewer
         Smallest eigenvalues of the normalised graph Laplacian, ascending from 0: their gap is the
         evidence for `n_clusters_`.
+    inertia_ : float
+        Sum of squared distances to the nearest centre, among the eigenvectors.
     n_iter_ : int
         Rounds of k-means of the best start.
 
@@ -358,9 +366,10 @@ class SpRAy(_Embedded):
     def _split(self, X: np.ndarray) -> np.ndarray:
         labels = super()._split(X)
         if self.clusterer_ is None:
-            self.n_clusters_, self.eigenvalues_ = 1, np.zeros(1)
+            self.n_clusters_, self.eigenvalues_, self.inertia_ = 1, np.zeros(1), 0.0
             return labels
         self.n_clusters_, self.eigenvalues_ = self.clusterer_.n_found, self.clusterer_.eigenvalues
+        self.inertia_ = float(self.clusterer_.kmeans.kmeans.inertia_)
         sizes = np.bincount(labels)
         small = np.flatnonzero(sizes < self.size_threshold * len(labels))
         if len(self.poison_clusters_):

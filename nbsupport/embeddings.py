@@ -50,7 +50,7 @@ def sliced_quantiles(
     Raises
     ------
     ValueError
-        If flat weights do not fill the grid.
+        If flat weights do not fill the grid, or rows are no weights that sum to 1.
 
     Notes
     -----
@@ -69,6 +69,12 @@ def sliced_quantiles(
         raise ValueError(
             f"{weights.shape[1]} weights a map do not fill a grid of shape {(height, width)}: "
             "pass shape="
+        )
+    wrong = np.flatnonzero(np.abs(weights.sum(axis=1) - 1) > 1e-6)
+    if len(wrong) or (weights < 0).any():
+        raise ValueError(
+            f"weights of maps {wrong[:5].tolist()} do not sum to 1 or some are negative: "
+            "gw.grid_weights makes weights of heatmaps"
         )
     y, x = (grid.ravel() for grid in np.indices((height, width)))
     angles = np.pi * (np.arange(n_directions) + 0.5) / n_directions

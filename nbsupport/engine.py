@@ -6,6 +6,7 @@ before it, and do not import it from anything that a notebook imports.
 
 import math
 import os
+import queue
 import shutil
 import sys
 import tempfile
@@ -25,6 +26,9 @@ __all__ = ["Engine"]
 HEARTBEAT = 8.0
 """Seconds without output after which the engine says where it is."""
 
+LOOK = 1.0
+"""Seconds after which the engine looks itself whether the kernel has replied."""
+
 
 class _Client(PapermillNotebookClient):
     """Notebook client that passes printed lines on while they come."""
@@ -42,6 +46,29 @@ class _Client(PapermillNotebookClient):
         if output:
             self.log_output_message(output)
         return output
+
+    async def _async_poll_for_reply(self, *args, **kwargs):
+        # While it waits, the client answers messages of output widgets on the same socket, and
+        # what it sends can swallow the wake-up for the reply (nbclient #312): it would wait for
+        # ever. A new wait begins with a look at the socket.
+        channel = self.kc.shell_channel
+        wait = channel.get_msg
+
+        async def get_msg(timeout=None):
+            deadline = math.inf if timeout is None else time.monotonic() + timeout
+            while True:
+                left = deadline - time.monotonic()
+                try:
+                    return await wait(timeout=max(0.0, min(left, LOOK)))
+                except queue.Empty:
+                    if left <= LOOK:
+                        raise
+
+        channel.get_msg = get_msg
+        try:
+            return await super()._async_poll_for_reply(*args, **kwargs)
+        finally:
+            del channel.get_msg
 
 
 class Engine(NBClientEngine):

@@ -215,7 +215,7 @@ def load_poisoned(run: Run, folder: str) -> "tuple[Dataset, Manifest, Dataset]":
     return clean, manifest, apply(manifest, clean)
 
 
-def check_data(dataset: "Dataset", record: Mapping) -> None:
+def check_data(dataset: "Dataset", record: Mapping, remedy: str = "run 01_attacks again") -> None:
     """Refuse a data set other than the one that was poisoned.
 
     Parameters
@@ -224,6 +224,8 @@ def check_data(dataset: "Dataset", record: Mapping) -> None:
         The clean data as loaded now.
     record : mapping
         What an earlier stage found, with the ``fingerprint`` of its data.
+    remedy : str
+        What else to do than to name the right folder.
 
     Raises
     ------
@@ -234,7 +236,7 @@ def check_data(dataset: "Dataset", record: Mapping) -> None:
         raise ArtifactError(
             f"this run was made from other images than the {dataset.name} set loaded now "
             f"(fingerprints {record['fingerprint'][:12]} and {dataset.fingerprint[:12]}); name the "
-            "folder it was made from with the parameter 'data', or run 01_attacks again"
+            f"folder it was made from with the parameter 'data', or {remedy}"
         )
 
 
@@ -273,7 +275,8 @@ def load_surrogate(run: Run, dataset: "Dataset", device: torch.device) -> nn.Mod
     """
     surrogate = run.of(run.scenario.surrogate)
     record = surrogate.load("training")["result"]
-    check_data(dataset, record)
+    again = f"train the surrogate {surrogate.scenario} anew with\n{surrogate.command('training')}"
+    check_data(dataset, record, again)
     accuracy = record["clean_accuracy"]
     if accuracy < SURROGATE_ACCURACY:
         raise SurrogateError(

@@ -112,8 +112,8 @@ class Evidence:
         ----------
         heatmaps : array or Tensor, shape (n, h, w)
             Heatmaps of the same images; those of the squared rule told most, see `concentration`.
-        activations : array or Tensor, shape (n, d), optional
-            What the last hidden layer makes of them.
+        activations : array or Tensor, shape (n, ...), optional
+            What a layer makes of them, the last hidden one say; flattened.
 
         Returns
         -------
@@ -124,7 +124,9 @@ class Evidence:
         """
         narrow = np.broadcast_to(concentration(heatmaps)[:, None], self.gain.shape)
         told = np.stack([-self.occluded, self.gain, narrow], axis=2).reshape(len(self), -1)
-        return told if activations is None else np.hstack([told, np.asarray(activations)])
+        if activations is None:
+            return told
+        return np.hstack([told, np.asarray(activations).reshape(len(self), -1)])
 
 
 def concentration(heatmaps) -> np.ndarray:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from nbsupport import ROOT
-from nbsupport.artifacts import Run
+from nbsupport.artifacts import Run, code_version
 from nbsupport.scenarios import Profile, Scenario
 
 __all__ = [
@@ -134,6 +134,7 @@ def resolve(
     ValueError
         If a scenario, profile or device is unknown.
     """
+    code_version()
     given = {
         "scenario": scenario,
         "profile": profile,
@@ -177,8 +178,11 @@ def check_type(name: str, value: Any, kind: type) -> None:
         else isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
     )
     if not fine:
+        # papermill's -p makes numbers of what looks like one.
+        raw = f"; write -r {name} {value}" if kind is str else ""
         raise ParameterError(
-            f"parameter {name!r} is {value!r} ({type(value).__name__}); it takes a {kind.__name__}"
+            f"parameter {name!r} is {value!r} ({type(value).__name__}); it takes a "
+            f"{kind.__name__}{raw}"
         )
 
 

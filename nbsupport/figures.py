@@ -441,17 +441,26 @@ def training_curves(history: Sequence[Any], *, title: str = "") -> Figure:
 def confusion_heatmap(detections: Mapping[str, Any], *, title: str = "") -> Figure:
     """Draw the confusion counts of methods side by side, coloured by share of the true kind.
 
+    Four methods stand in a row, so that their counts stay readable.
+
     Parameters
     ----------
     detections : mapping
         Method -> counts with ``tp``, ``fn``, ``tn`` and ``fp`` (`metrics.Confusion`).
+    title : str
+        Finding.
     """
     n = len(detections)
+    columns = min(4, n)
+    rows = math.ceil(n / columns)
     fig, axes = plt.subplots(
-        1, n, figsize=(min(WIDTH, 2.1 * n + 0.8), 2.8), squeeze=False, sharey=True
-    )
+        rows, columns, squeeze=False, sharex=True, sharey=True,
+        figsize=(min(WIDTH, 2.1 * columns + 0.8), 2.3 * rows + 0.2 + 0.3 * bool(title)),
+    )  # fmt: skip
     _suptitle(fig, title)
-    for ax, (method, counts) in zip(axes[0], detections.items(), strict=True):
+    for ax in axes.flat[n:]:
+        ax.remove()
+    for ax, (method, counts) in zip(axes.flat, detections.items(), strict=False):
         table = np.array([[counts.tn, counts.fp], [counts.fn, counts.tp]])
         total = table.sum(1, keepdims=True)
         share = np.divide(100 * table, total, out=np.full(table.shape, np.nan), where=total > 0)
@@ -466,8 +475,9 @@ def confusion_heatmap(detections: Mapping[str, Any], *, title: str = "") -> Figu
             vmin=0, vmax=100, cbar=False, square=True, linewidths=1, annot_kws={"fontsize": 9},
             xticklabels=["kept", "flagged"], yticklabels=["clean", "poisoned"],
         )  # fmt: skip
-        ax.set_title(textwrap.fill(method_style(method).label, 20), loc="center")
-        ax.tick_params(length=0)
+        ax.set_title(textwrap.fill(method_style(method).label, 20), fontsize=10, loc="center")
+        # Shared axes name the columns below the last row only, where a short row has none.
+        ax.tick_params(length=0, labelbottom=True)
     return fig
 
 

@@ -287,7 +287,7 @@ def target_weights(logits: Tensor, target: Target) -> Tensor:
     ----------
     logits : Tensor, shape (n, classes)
         Outputs of the network.
-    target : int, int64 Tensor of shape (n,), "predicted", or a pair of these
+    target : int, integer Tensor of shape (n,), "predicted", or a pair of these
         A class for all images; a class per image; the class with the largest logit. A pair
         (p, q) stands for the difference of the logits, p - q. Weights, a float Tensor of shape
         (n, classes), stay as they are.
@@ -300,9 +300,12 @@ def target_weights(logits: Tensor, target: Target) -> Tensor:
     Raises
     ------
     ValueError
-        If a class does not exist or there is not one class per image.
+        If a class does not exist or is no integer, or there is not one class per image.
     """
-    if isinstance(target, Tensor) and target.is_floating_point():
+    if isinstance(target, Tensor) and target.is_floating_point() and target.ndim == 2:
+        if target.shape != logits.shape:
+            shapes = tuple(target.shape), tuple(logits.shape)
+            raise ValueError("weights have shape {}, but logits {}".format(*shapes))
         return target
     if isinstance(target, tuple):
         first, second = target
@@ -314,9 +317,14 @@ def target_weights(logits: Tensor, target: Target) -> Tensor:
         classes = logits.argmax(dim=1)
     else:
         classes = torch.as_tensor(target, device=logits.device)
+        if classes.is_floating_point() or classes.dtype == torch.bool:
+            raise ValueError(
+                f"target {target!r} is no class: give an integer, one per image, or weights of "
+                f"shape {tuple(logits.shape)}"
+            )
         if classes.ndim and classes.shape != (n,):
             raise ValueError(f"target has shape {tuple(classes.shape)}, but there are {n} images")
         if n and not 0 <= classes.min() <= classes.max() < k:
             raise ValueError(f"target {target} names no class: choose from 0 to {k - 1}")
         classes = classes.expand(n)
-    return F.one_hot(classes, k).to(logits.dtype)
+    return F.one_hot(classes.long(), k).to(logits.dtype)

@@ -7,12 +7,13 @@ import warnings
 from dataclasses import dataclass
 
 import numpy as np
+from sklearn.exceptions import ConvergenceWarning
 
 from nbsupport import gw
 from nbsupport.barycentres import EntropicGeometry, draw_centres
 from nbsupport.detectors import HeatmapDetector, one_of, suspect_cluster
 from nbsupport.embeddings import sliced_quantiles
-from nbsupport.transport import HeatmapSpaces
+from nbsupport.transport import HeatmapSpaces, Options
 
 __all__ = ["HeatmapClustering"]
 
@@ -24,12 +25,13 @@ class HeatmapClustering(HeatmapDetector):
 
     Parameters
     ----------
-    metric : {"gw", "mean-distance", "euclidean", "sliced-wasserstein"}, default "gw"
+    metric : {"gw", "mean-distance", "euclidean", "sliced-wasserstein", "wasserstein"}, default "gw"
         "gw": entropic Gromov-Wasserstein values and barycentres. "mean-distance": what "gw"
         becomes once the barycentre has collapsed to a constant, in closed form; exact for epsilon
         above `epsilon_star_`. "euclidean": pixel by pixel, not invariant under translation.
         "sliced-wasserstein": optimal transport between the maps themselves, moved to a common
-        mean position; see `nbsupport.embeddings.sliced_quantiles` for why sliced.
+        mean position; see `nbsupport.embeddings.sliced_quantiles` for why sliced. "wasserstein" is
+        another name of it.
     solver : {"batched", "POT"}, default "batched"
         Who solves "gw". "batched": all pairs at once (`nbsupport.transport`), a minute for a
         class. "POT": pair by pair, as published; a minute for a handful of maps, hours for a
@@ -73,6 +75,10 @@ class HeatmapClustering(HeatmapDetector):
         un-regularised GW value).
     n_iter_ : int
         Rounds of the best start.
+    converged_ : bool
+        Whether no map changed its cluster in the last of them and, for "gw" with the batched
+        solver, the centres stood still and every pair of a map and a centre had settled; with a
+        `ConvergenceWarning` where it is False. What POT does within a pair it does not tell.
     epsilon_star_ : float
         Largest eps* = 4 E[Var_p(C p)] over the clusters found. Above it, a barycentre of 10 points
         collapses to a constant.
@@ -135,6 +141,9 @@ class HeatmapClustering(HeatmapDetector):
         ]
         best = min(runs, key=lambda run: run.cost.min(axis=1).sum())
         self.cluster_centers_, self.n_iter_ = best.centres, best.n_rounds
+        self.converged_ = best.converged and not best.n_unsettled
+        if not self.converged_:
+            self._warn_of_unrest(best)
         self.inertia_ = float(best.cost.min(axis=1).sum())
         self.suspect_ = suspect_cluster(best.labels, best.cost)
         self.poison_clusters_ = np.array([] if self.suspect_ is None else [self.suspect_], int)
@@ -163,6 +172,20 @@ class HeatmapClustering(HeatmapDetector):
                 stacklevel=4,
             )
 
+    def _warn_of_unrest(self, run) -> None:
+        if run.converged:
+            what = (
+                f"{run.n_unsettled} pairs of a map and a centre had not settled after "
+                f"{Options.max_iter} steps: raise epsilon={self.epsilon}, with which they settle "
+                "sooner"
+            )
+        else:
+            what = (
+                f"clusters or centres still changed in round {run.n_rounds}: raise "
+                f"max_iter={self.max_iter}"
+            )
+        warnings.warn(what, ConvergenceWarning, stacklevel=4)
+
 
 def _one_against_all(geometry, n_clusters: int) -> np.ndarray:
     """Return the means of one drawn map and of all others: the start of the released code."""
@@ -178,6 +201,8 @@ class _Run:
     cost: np.ndarray  # (n, k)
     centres: np.ndarray  # (k, ...)
     n_rounds: int
+    converged: bool  # nothing changed in the last round
+    n_unsettled: int = 0  # pairs of a map and a centre on which the solver gave up
 
 
 class _Geometry:
@@ -192,14 +217,14 @@ class _Geometry:
         for n_rounds in range(1, max_rounds + 1):  # noqa: B007
             cost = np.stack([self.cost(centre) for centre in centres], axis=1)
             previous, labels = labels, cost.argmin(axis=1)
-            if np.array_equal(labels, previous):
+            if converged := np.array_equal(labels, previous):
                 break
             centres = [
                 self.mean(labels == j) if (labels == j).any() else centre
                 for j, centre in enumerate(centres)
             ]
         cost = np.stack([self.cost(centre) for centre in centres], axis=1)
-        return _Run(cost.argmin(axis=1), cost, np.stack(centres), n_rounds)
+        return _Run(cost.argmin(axis=1), cost, np.stack(centres), n_rounds, converged)
 
 
 class _Collapsed(_Geometry):
@@ -277,7 +302,11 @@ class _Batched(EntropicGeometry):
 
     def lloyd(self, centres, max_rounds: int) -> _Run:
         found = super().lloyd(centres, max_rounds)
-        return _Run(found.labels, found.matches.value, found.centres, found.n_rounds)
+        matches = found.matches
+        unsettled = int((~matches.converged).sum())
+        return _Run(
+            found.labels, matches.value, found.centres, found.n_rounds, found.converged, unsettled
+        )
 
 
 _GEOMETRIES = {
@@ -285,4 +314,5 @@ _GEOMETRIES = {
     "mean-distance": _Collapsed,
     "euclidean": _Euclidean,
     "sliced-wasserstein": _Sliced,
+    "wasserstein": _Sliced,
 }

@@ -47,6 +47,8 @@ class PoisonDetector(Detector):
         and the smaller cluster, which he accuses, holds less than this share
     min_class : int, default 50
         of a class of at least so many images: a handful falls into clusters by chance.
+    random_state : int, default 0
+        Seed of the clusters of activations.
 
     Attributes
     ----------
@@ -89,6 +91,7 @@ class PoisonDetector(Detector):
         silhouette_threshold=0.55,
         size_threshold=0.4,
         min_class=50,
+        random_state=0,
     ):
         self.sides = sides
         self.strong = strong
@@ -98,6 +101,7 @@ class PoisonDetector(Detector):
         self.silhouette_threshold = silhouette_threshold
         self.size_threshold = size_threshold
         self.min_class = min_class
+        self.random_state = random_state
 
     def _validate(self, X, *, reset: bool) -> np.ndarray:
         X = np.asarray(X, dtype=np.float64)
@@ -148,7 +152,7 @@ class PoisonDetector(Detector):
                 cluster_analysis="silhouette",
                 silhouette_threshold=self.silhouette_threshold,
                 size_threshold=self.size_threshold,
-                random_state=0,
+                random_state=self.random_state,
             ).fit(activations)
             self.silhouette_ = self.clusters_.report_["silhouette"]
             self.witnesses_ += ["activations"] * bool(self.clusters_.poisoned_.any())

@@ -1,5 +1,6 @@
 """The tidy tables of results: detections per run and method, attacks per run."""
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -10,11 +11,15 @@ from nbsupport import metrics
 from nbsupport.artifacts import CHAIN, Run, atomic, library_versions
 
 __all__ = [
-    "COLUMNS", "OURS", "collect", "localisation", "paired", "provenance", "strength", "update_csv",
+    "COLUMNS", "OURS", "PLACE", "collect", "localisation", "odd_settings", "paired", "provenance",
+    "strength", "update_csv",
 ]  # fmt: skip
 
 OURS = "poison_detector"
 """The best detector of this edition, which stands beside the paper's methods."""
+
+PLACE = ("scenario", "profile", "device", "runs", "data", "interactive")
+"""Parameters of every notebook: what is run and where, not how."""
 
 KEYS = ["profile", "scenario", "method"]
 
@@ -86,6 +91,28 @@ def collect(runs: Iterable[Run]) -> pd.DataFrame:
                 | {key: found[key] for key in VERDICT}
             )
     return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def odd_settings(runs: Iterable[Run], stage: str = "detection") -> dict[str, dict]:
+    """Find runs whose stage was made with other parameters than that of most runs.
+
+    Parameters
+    ----------
+    runs : iterable of Run
+        Runs with the stage finished.
+    stage : str
+        Whose notebook's own parameters are compared; those of every notebook (`PLACE`) are not.
+
+    Returns
+    -------
+    dict
+        Parameters by scenario, of the odd ones; such rows do not belong into one table.
+    """
+    told = {str(run.scenario): run.load(stage)["parameters"] for run in runs}
+    own = {name: {k: v for k, v in p.items() if k not in PLACE} for name, p in told.items()}
+    texts = [json.dumps(knobs, sort_keys=True) for knobs in own.values()]
+    usual = max(texts, key=texts.count, default="")
+    return {name: own[name] for name, text in zip(own, texts, strict=True) if text != usual}
 
 
 def strength(runs: Iterable[Run]) -> pd.DataFrame:

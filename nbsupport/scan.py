@@ -138,7 +138,7 @@ def scan(
             model, some.images, where.heatmaps, label, others, device, narrow=narrow, seed=seed
         )
         told = found.table(what, where.activations[layers[0]] if layers else None)
-        judge = clone(detector or PoisonDetector()).fit(told)
+        judge = clone(detector or PoisonDetector()).set_params(sides=len(found.sides)).fit(told)
         verdict = ClassVerdict(
             label=label,
             n=len(some),

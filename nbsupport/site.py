@@ -67,6 +67,7 @@ def build(runs: Path, profile: Profile, out: Path) -> list[Path]:
     exporter = HTMLExporter(template_name="classic")
     for source, page in pages.items():
         notebook = nbformat.read(source, 4)
+        _shorten(notebook)
         _relink(notebook, page, set(pages.values()), out)
         scenario = "" if source.parent == base else f" · {source.parent.name}"
         title = {"metadata": {"name": f"{source.stem}{scenario} · {profile}"}}
@@ -75,6 +76,56 @@ def build(runs: Path, profile: Profile, out: Path) -> list[Path]:
     index = out / "index.html"
     index.write_text(_index(Path(runs), profile, list(pages.values()), out))
     return [index, *pages.values()]
+
+
+_TIME = r"(?:\d+ s|\d+ min \d\d s|\d+ h \d\d min)"
+_PROGRESS = re.compile(rf"(?:(?P<label>.+): )?[\d,]+ of [\d,]+, {_TIME}(?:[,;] .*)?\n?")
+"""A line of `widgets.reporter`: of what, how much is done, and the time it took."""
+
+_WARNING = re.compile(r"^\S.*?:\d+: (\w*Warning: .*\n?)(?:  \S.*\n?)?", re.MULTILINE)
+"""What Python prints of a warning: file and line, kind and text, then the line of the source."""
+
+
+def _shorten(notebook) -> None:
+    """Keep the last line of progress, and of warnings the words: once, without a file's path.
+
+    A kernel sends a line at a time; pieces of one stream that follow each other are put together.
+    """
+    for cell in notebook.cells:
+        outputs, told = [], set()
+        for output in cell.get("outputs", []):
+            if outputs and output.get("name") and outputs[-1].get("name") == output.name:
+                outputs[-1].text += output.text
+            else:
+                outputs.append(output)
+
+        for output in outputs:
+            if output.get("name") == "stdout":
+                output.text = _without_progress(output.text)
+            elif output.get("name") == "stderr":
+                output.text = _words_of_warnings(output.text, told)
+        if outputs:
+            cell.outputs = [output for output in outputs if output.get("text") != ""]
+
+
+def _without_progress(text: str) -> str:
+    """Drop each line of progress that is followed by another with the same label."""
+    lines = text.splitlines(keepends=True)
+    progress = [_PROGRESS.fullmatch(line) for line in lines]
+    labels = [match and (match["label"] or "") for match in progress]
+    pairs = zip(lines, labels, [*labels[1:], None], strict=True)
+    return "".join(line for line, own, following in pairs if own is None or own != following)
+
+
+def _words_of_warnings(text: str, told: set[str]) -> str:
+    """Reduce each warning to its words; drop those ``told`` before, and add the others to it."""
+
+    def words(match: re.Match) -> str:
+        new = match[1] not in told
+        told.add(match[1])
+        return match[1] if new else ""
+
+    return _WARNING.sub(words, text)
 
 
 def _relink(notebook, page: Path, pages: set[Path], out: Path) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from nbsupport.artifacts import Run, atomic, checksum
+from nbsupport.artifacts import STAGES, Run, atomic, checksum
 from nbsupport.augmentation import augment
 from nbsupport.devices import autocast, tune_allocator
 from nbsupport.evaluation import predict
@@ -187,7 +187,9 @@ def fit(
 
 def identity(run: Run) -> str:
     """Name what is being trained: a checkpoint of anything else must not be resumed."""
-    return f"{run.profile!r} {run.scenario} {checksum(run.payload('attack'))}"
+    images = run.load("attack")["result"]["fingerprint"]  # a clean run's payload tells none
+    recipe = f"{run.profile!r} version {STAGES['training'].version}"
+    return f"{recipe} {run.scenario} {images} {checksum(run.payload('attack'))}"
 
 
 def _optimizer(model: nn.Module, profile: Profile, steps: int):

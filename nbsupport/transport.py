@@ -132,12 +132,7 @@ class HeatmapSpaces:
         dtype=torch.float32,
         folding_limit=2048,
     ):
-        shapes = {np.shape(row) for row in weights}
-        if len(shapes) != 1:
-            raise ValueError(
-                f"maps must be at least one and of one shape, got shapes {sorted(shapes)}: pad "
-                "them with zeros to one grid, position does not matter"
-            )
+        gw.check_one_shape(weights)
         weights = np.asarray(weights)
         if weights.ndim == 3:
             shape, weights = weights.shape[1:], weights.reshape(len(weights), -1)
@@ -420,16 +415,22 @@ def _solve(spaces, maps, C, options: Options, start=None, keep=True) -> _Found:
     return found
 
 
+COARSEST = 8
+"""Fewest pixels along a side of the lattice of `Couplings`."""
+
+
 class Couplings:
     """What successive calls on the same pairs carry over: plans, products and potentials.
 
     Where they do not fit into `n_bytes`, the products D T, smooth functions of the position, are
-    kept on a lattice of pixels and interpolated, and the plans are not kept.
+    kept on a lattice of pixels and interpolated, and the plans are not kept. Proximal steps need
+    the plans; without them every call starts afresh.
 
     Parameters
     ----------
     n_bytes : int, default 2 GiB
-        Most memory to use.
+        Most memory to use; more only for the coarsest lattice, of `COARSEST` x `COARSEST` pixels:
+        coarser ones would lead to other minima.
     """
 
     def __init__(self, n_bytes: int = 2**31):
@@ -449,7 +450,7 @@ class Couplings:
         if room >= 2 * width:
             self.T = spaces.p.new_empty(n_pairs, m, width)
         else:
-            sides = [min(side, max(2, int(room**0.5))) for side in spaces.shape]
+            sides = [min(side, max(COARSEST, int(room**0.5))) for side in spaces.shape]
             self.lattice, self.interpolate = spaces.lattice(sides)
             width = len(self.lattice)
         self.A, self.g = (spaces.p.new_empty(n_pairs, m, w) for w in (width, 1))
@@ -506,6 +507,8 @@ def sweep(spaces, maps, C, options: Options, *, labels=None, couplings=None, kee
         pairs = slice(chunk.start * k, chunk.stop * k)
         own = labels[chunk] if labels is not None else every.repeat(chunk.stop - first)
         start = couplings.start(pairs) if couplings is not None else None
+        if start and start[0] is None and options.solver == "PPA":
+            start = None
         which = maps[chunk].repeat_interleave(k)
         found = _solve(spaces, which, C[own], options, start, keep or couplings is not None)
         if couplings is not None:

@@ -17,7 +17,7 @@ from nbsupport import ROOT
 from nbsupport.artifacts import CHAIN, STAGES, Run
 from nbsupport.scenarios import Profile, Scenario
 
-__all__ = ["Progress", "command", "execute", "grid", "progress", "wanted"]
+__all__ = ["Progress", "command", "execute", "grid", "outdated", "progress", "wanted"]
 
 STARTUP = 10.0
 """Seconds from the start of a job to the first line of its notebook: Snakemake, kernel, torch."""
@@ -143,6 +143,20 @@ def wanted(scenario: Scenario) -> tuple[str, ...]:
     return CHAIN[: 2 if scenario.attack == "clean" else None]
 
 
+def outdated(runs: Sequence[Run]) -> list[Path]:
+    """List the first record of each run that is there and not sound, so that it is made anew.
+
+    Snakemake sees a risen version of a stage only in its own notes (``.snakemake``), which are not
+    there for runs that were copied or made by hand.
+    """
+    surrogates = [run.of(run.scenario.surrogate) for run in runs if run.scenario.needs_surrogate]
+    found = []
+    for run in {run.folder: run for run in (*surrogates, *runs)}.values():
+        there = [stage for stage in wanted(run.scenario) if run.path(stage).exists()]
+        found += [run.path(stage) for stage in there if not run.has(stage)][:1]
+    return found
+
+
 @dataclass(frozen=True)
 class Progress:
     """How far a list of runs is.
@@ -213,7 +227,7 @@ def progress(runs: Sequence[Run], *, jobs: int = 2, gpus: int = 1) -> Progress:
         finished=sum(not missing[run.scenario] for run in runs),
         total=len(runs),
         steps=sum(len(wanted(s)) - len(stages) for s, stages in missing.items()),
-        seconds=None if blind else max(sum(chains.values()) / jobs, gpu / gpus, longest),
+        seconds=None if blind else max(sum(chains.values()) / jobs, gpu / max(gpus, 1), longest),
         jobs=jobs,
     )
 

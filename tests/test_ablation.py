@@ -4,6 +4,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from networks import channels, cosine, exact
+from networks import images as noise
 from runs import finish
 
 from nbsupport import ablation
@@ -241,3 +243,11 @@ def test_collect_reads_finished_grids_only(tmp_path):
     assert list(table.columns[:2]) == ["profile", "scenario"]
     assert table["n_poisoned"].eq(20).all()
     assert table["auroc"].tolist()[:3] == [60, 70, 65]
+
+
+@pytest.mark.parametrize("name", ["inception", "resnet"])
+def test_the_papers_rule_and_gradient_times_input_are_one_representation(name):
+    assert {"paper", "gradient_x_input"} <= set(ablation.REPRESENTATIONS)
+    # Trained networks: biases and BatchNorm do not part them.
+    both = [channels(exact(name), noise(), rule) for rule in ("paper", "gradient_x_input")]
+    assert cosine(*both) > 0.9999

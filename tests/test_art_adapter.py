@@ -4,11 +4,13 @@ import numpy as np
 import pytest
 from sklearn.metrics import confusion_matrix
 from suspects import HEATMAPS, TRUTH
+from test_poison_detector import table
 
 from nbsupport.art_adapter import ArtPoisonDetector
-from nbsupport.baselines import ActivationClustering
+from nbsupport.baselines import CLUSTER_ANALYSES, ActivationClustering
 from nbsupport.embedding_clustering import SpRAy
 from nbsupport.heatmap_clustering import HeatmapClustering
+from nbsupport.poison_detector import PoisonDetector
 
 RNG = np.random.default_rng(0)
 CENTRES = 8 * np.eye(4, 12)
@@ -40,6 +42,34 @@ def test_report_and_list_have_the_shape_of_the_toolbox():
     assert report["suspicious_clusters"] == 3
     assert report["cluster_analysis"] == "smaller"
     json.dumps(report)
+
+
+def test_the_report_looks_alike_for_every_cluster_analysis():
+    def names(part):
+        return {k: names(v) for k, v in part.items()} if isinstance(part, dict) else None
+
+    reports = [make(cluster_analysis=rule).detect_poison()[0] for rule in CLUSTER_ANALYSES]
+    assert [report["cluster_analysis"] for report in reports] == list(CLUSTER_ANALYSES)
+    for report in reports:
+        assert names(report) == names(reports[0])
+
+
+def test_a_class_without_poison_is_left_alone_by_a_detector_that_asks_for_presence():
+    # Three images that stand out are too few to call a class poisoned.
+    (poisoned, truth), (odd, _) = (table(n_poisoned=n, sides=2, seed=n) for n in (30, 3))
+    order = np.random.default_rng(2).permutation(len(poisoned) + len(odd))
+    rows, labels = np.concatenate([poisoned, odd])[order], np.repeat([4, 7], [530, 503])[order]
+    report, is_clean = ArtPoisonDetector(PoisonDetector(), rows, labels).detect_poison()
+    expected = np.concatenate([truth, np.zeros(503, bool)])[order]
+    np.testing.assert_array_equal(np.array(is_clean) == 0, expected)
+    assert report["suspicious_clusters"] == 1
+    assert report["Class_4"] == {
+        "cluster_0": {"ptc_data_in_cluster": 0.94, "suspicious_cluster": False},
+        "cluster_1": {"ptc_data_in_cluster": 0.06, "suspicious_cluster": True},
+    }
+    assert report["Class_7"] == {
+        "cluster_0": {"ptc_data_in_cluster": 1.0, "suspicious_cluster": False}
+    }
 
 
 def test_verdicts_keep_the_order_of_the_images():
@@ -84,6 +114,14 @@ def test_one_hot_labels_are_labels():
     one_hot = np.eye(4)[LABELS]
     ours = ArtPoisonDetector(ActivationClustering(), X, one_hot)
     assert ours.detect_poison() == make().detect_poison()
+
+
+def test_a_column_of_labels_is_no_one_hot_row():
+    X, y = np.random.default_rng(0).normal(size=(12, 4)), np.repeat([0, 1, 3], 4)
+    found = ArtPoisonDetector(ActivationClustering(), X, y[:, None])
+    assert found.y_train.tolist() == y.tolist()
+    with pytest.raises(ValueError, match="no one-hot vectors"):
+        ArtPoisonDetector(ActivationClustering(), X, np.stack([y, y], axis=1))
 
 
 def test_parameters_reach_the_estimator_and_unknown_ones_raise():

@@ -110,6 +110,13 @@ def test_a_failed_workflow_fails_the_command(monkeypatch, tmp_path):
     assert main(["run", *place, "--scenarios", "standard-s3-p15-r0"]) == 1
 
 
+@pytest.mark.parametrize("option", [["--jobs", "0"], ["--gpus", "-1"], ["--jobs", "two"]])
+def test_counts_that_cannot_be_are_refused(option, capsys):
+    with pytest.raises(SystemExit):
+        main(["status", *option])
+    assert f"'{option[1]}' is no whole number from" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("option", [["--profile", "nope"], ["--scenarios", "nope"]])
 def test_unknown_names_exit_with_two_and_say_what_is_allowed(option, capsys):
     assert main(["status", *option]) == 2

@@ -36,6 +36,8 @@ def test_mixture_finds_a_small_group_and_splits_a_clean_class_all_the_same():
     Z = fitted._project(fitted._embed(maps))
     posterior = fitted.mixture_.predict_proba(Z)[:, fitted.suspect_]
     np.testing.assert_allclose(1 / (1 + np.exp(-np.clip(score, -500, 500))), posterior, atol=1e-9)
+    centre = posterior @ Z / posterior.sum()
+    np.testing.assert_allclose(fitted.cluster_centers_[fitted.suspect_], centre, atol=0.01)
 
 
 @pytest.mark.parametrize(("embedding", "clusterer"), list(product(EMBEDDINGS, CLUSTERERS)))
@@ -118,6 +120,7 @@ def test_wrong_choices_are_named(wrong, message):
 def test_distance_mixture_of_equal_maps_has_no_gap():
     fitted = DistanceMixture().fit(np.repeat(HEATMAPS[:1], 9, axis=0))
     assert (fitted.gap_, fitted.n_iter_, fitted.mixture_) == (0.0, 0, None)
+    assert fitted.cluster_centers_ is None
 
 
 PLACES = ((6, 6), (6, 25), (25, 15))
@@ -164,6 +167,10 @@ def test_spray_is_spectral_clustering_of_coarse_maps():
             oracle = SpectralClustering(2, affinity="nearest_neighbors", random_state=0)
             theirs = oracle.fit_predict(downsized(maps))
         assert adjusted_rand_score(ours.labels_, theirs) > 0.95
+        # Each map is its own nearest neighbour.
+        assert ours.inertia_ == pytest.approx(ours._cost(maps).min(axis=1).sum(), abs=1e-12)
+    assert ours.inertia_ > 0
+    assert ours.fit(np.repeat(maps[:1], 9, axis=0)).inertia_ == 0
 
 
 def test_spray_acquits_one_group_and_still_scores():

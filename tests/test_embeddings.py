@@ -69,6 +69,13 @@ def test_flat_weights_need_their_shape():
         sliced_quantiles(grid.reshape(2, -1))
 
 
+def test_weights_that_are_none_are_refused():
+    weights = np.full((3, 16), 1 / 16)
+    weights[1] *= 3
+    with pytest.raises(ValueError, match=r"maps \[1\] do not sum to 1"):
+        sliced_quantiles(weights)
+
+
 def test_downsized_sums_cells_and_keeps_the_sign():
     maps = np.arange(2 * 6 * 4, dtype=float).reshape(2, 6, 4) - 20
     cells = downsized(maps, side=2).reshape(2, 2, 2)

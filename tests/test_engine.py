@@ -1,16 +1,22 @@
 """The papermill engine, on small notebooks of its own."""
 
+import asyncio
 import json
+import queue
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import papermill
 import pytest
+from nbformat.v4 import new_code_cell, new_notebook
+from papermill.engines import NotebookExecutionManager
 from papermill.exceptions import PapermillExecutionError
 
+from nbsupport import engine
 from nbsupport.engine import HEARTBEAT
 from nbsupport.execution import ParameterError
 
@@ -115,3 +121,28 @@ def test_papermill_finds_the_engine_by_its_name(notebook, tmp_path):
     )
     assert done.returncode != 0
     assert "no parameter 'nn'" in done.stderr
+
+
+def test_a_reply_is_found_though_nobody_is_woken():
+    """What the client sends to output widgets can swallow the wake-up for the reply."""
+    waits, reply = [], {"parent_header": {"msg_id": "mine"}}
+
+    class Channel:
+        async def get_msg(self, timeout=None):
+            waits.append(timeout)
+            if len(waits) < 3:
+                raise queue.Empty  # no wake-up came in all that time
+            return reply
+
+    async def poll(timeout):
+        client = engine._Client(NotebookExecutionManager(new_notebook()))
+        client.kc, done = SimpleNamespace(shell_channel=Channel()), asyncio.Future()
+        done.set_result(None)
+        cell = new_code_cell(metadata={"execution": {}})
+        return await client._async_poll_for_reply("mine", cell, timeout, done, asyncio.Future())
+
+    assert asyncio.run(poll(None)) is reply
+    assert waits == [engine.LOOK] * 3, "without a limit it must look again, too"
+    waits.clear()
+    assert asyncio.run(poll(60)) is reply
+    assert waits == [engine.LOOK] * 3

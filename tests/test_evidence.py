@@ -177,6 +177,8 @@ def test_evidence_is_found_again_among_other_arrays(split):
     again = evidence.Evidence.from_arrays({"ids": np.arange(1), "heatmaps_gamma": maps} | kept)
     assert np.array_equal(again.table(maps), found.table(maps))
     assert again.sides.tolist() == list(found.sides)
+    # What a convolution makes of an image is a row of numbers, too.
+    assert found.table(maps, np.zeros((1, 4, 2, 2))).shape == (1, found.table(maps).shape[1] + 16)
 
 
 def test_only_gains_that_can_matter_are_measured(split):

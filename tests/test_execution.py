@@ -7,7 +7,14 @@ from types import SimpleNamespace
 import pytest
 
 from nbsupport import ROOT
-from nbsupport.execution import ParameterError, anchored, assignments, check_names, resolve
+from nbsupport.execution import (
+    ParameterError,
+    anchored,
+    assignments,
+    check_names,
+    check_type,
+    resolve,
+)
 
 GIVEN = {"profile": "tiny", "runs": "data/runs", "interactive": False}
 
@@ -42,6 +49,11 @@ def test_wrong_values_are_named_with_what_is_allowed(change, words):
     with pytest.raises(ValueError, match=re.escape(words[0])) as error:
         resolve(**(GIVEN | change))
     assert [word for word in words if word not in str(error.value)] == []
+
+
+def test_a_number_for_a_word_tells_how_papermill_keeps_words():
+    with pytest.raises(ParameterError, match=r"'classes' is 5 \(int\).*write -r classes 5"):
+        check_type("classes", 5, str)
 
 
 def test_unknown_name_suggests_the_nearest():

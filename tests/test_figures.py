@@ -244,6 +244,39 @@ def test_confusion_heatmap_prints_counts_and_shares():
     assert texts[2] == ["4\n80.00 %", "1\n20.00 %", "0", "0"]
 
 
+@pytest.mark.parametrize("n", [1, 4, 5, 11])
+def test_confusion_heatmap_has_room_for_every_method(n):
+    from nbsupport.detection import METHODS
+
+    assert len(METHODS) >= 11
+    chosen = dict.fromkeys(list(METHODS)[:n], DETECTIONS["activation"])
+    fig = figures.confusion_heatmap(chosen, title="Found, and accused")
+    fig.canvas.draw()
+    boxes = [ax.get_tightbbox() for ax in fig.axes]
+    assert len(boxes) == n
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+    for ax in fig.axes:
+        panel = ax.get_window_extent()
+        assert min(panel.width, panel.height) > 1.2 * fig.dpi
+        for text in ax.texts:
+            box = text.get_window_extent()
+            assert box.width < panel.width / 2
+            assert box.height < panel.height / 2
+        assert [label.get_text() for label in ax.get_xticklabels()] == ["kept", "flagged"]
+    assert fig.get_figwidth() <= figures.WIDTH
+
+
+def test_confusion_heatmap_starts_a_row_after_four_methods():
+    from nbsupport.detection import METHODS
+
+    fig = figures.confusion_heatmap(dict.fromkeys(METHODS, DETECTIONS["heatmap"]))
+    fig.canvas.draw()
+    heights = [round(ax.get_position().y0, 3) for ax in fig.axes]
+    rows = [heights[i : i + 4] for i in range(0, len(heights), 4)]
+    assert all(len(set(row)) == 1 for row in rows)
+    assert len({row[0] for row in rows}) == len(rows) == math.ceil(len(METHODS) / 4)
+
+
 def test_rates_plot_pools_runs_and_keeps_method_styles():
     fig = figures.rates_plot(pd.concat([RESULTS, RESULTS]), rates=("tpr",), title="Both")
     drawn = zip(DETECTIONS.items(), fig.axes[0].containers, strict=True)

@@ -208,6 +208,10 @@ def test_target_weights():
     assert target_weights(logits, 1).tolist() == [[0, 1, 0], [0, 1, 0]]
     assert target_weights(logits, "predicted").tolist() == [[0, 1, 0], [0, 0, 1]]
     assert target_weights(logits, torch.tensor([2, 0])).tolist() == [[0, 0, 1], [1, 0, 0]]
+    small = torch.tensor([2, 0], dtype=torch.int32)
+    assert target_weights(logits, small).tolist() == [[0, 0, 1], [1, 0, 0]]
+    weights = torch.tensor([[0.5, 0, -1], [0, 2, 0]])
+    assert target_weights(logits, weights) is weights
     assert target_weights(logits, ("predicted", 0)).tolist() == [[-1, 1, 0], [-1, 0, 1]]
 
 
@@ -218,6 +222,11 @@ def test_target_weights():
         (-1, "choose from 0 to 2"),
         ("label", '"predicted"'),
         (torch.tensor([0, 1, 2]), r"shape \(3,\), but there are 2 images"),
+        # A label out of a column of floats is no weight: it once explained the sum of all logits.
+        (2.0, "2.0 is no class: give an integer"),
+        (torch.tensor(2.0), "is no class"),
+        (torch.tensor([2.0, 0.0]), "is no class"),
+        (torch.ones(2, 4), r"weights have shape \(2, 4\), but logits \(2, 3\)"),
     ],
 )
 def test_wrong_targets(target, message):

@@ -96,7 +96,10 @@ def test_magnitude_does_not_see_the_sign_of_a_one_signed_map(maps):
     [
         (np.full((2, 4, 4), -1.0), {}, r"maps \[0, 1\]"),
         (np.ones((1, 4, 4)), {"negative": "minmax"}, "no relevance left"),
+        (np.stack([np.ones((4, 4)), -np.ones((4, 4))]), {}, r"no relevance .* maps \[1\] \(1 of 2"),
         (np.full((1, 4, 4), np.nan), {}, "NaN or infinite"),
+        (np.stack([np.ones((4, 4)), np.full((4, 4), np.inf)]), {}, r"maps \[1\] \(1 of 2\)"),
+        ([np.ones((4, 4)), np.ones((4, 5))], {}, r"got shapes \[\(4, 4\), \(4, 5\)\]: pad"),
         (np.ones((4, 4)), {}, "shape"),
         (np.ones((1, 3, 4, 4)), {}, "channels"),
         (np.ones((1, 4, 4)), {"share": 0.0}, "share"),

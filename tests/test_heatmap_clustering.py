@@ -1,13 +1,17 @@
+import warnings
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from scipy.special import entr
 from sklearn.base import clone
 from sklearn.cluster import KMeans
+from sklearn.exceptions import ConvergenceWarning
 from suspects import HEATMAPS, N
 from test_gw import disc_maps
 
-from nbsupport import gw
+from nbsupport import barycentres, gw
 from nbsupport.embeddings import sliced_quantiles
 from nbsupport.heatmap_clustering import HeatmapClustering
 from nbsupport.transport import HeatmapSpaces, match
@@ -45,7 +49,9 @@ def test_closed_form_reaches_the_best_split():
 @pytest.mark.parametrize("metric", ["gw", "mean-distance", "euclidean", "sliced-wasserstein"])
 def test_released_start_is_one_map_against_all(metric):
     start = HeatmapClustering(metric, epsilon=0.01, start="released", max_iter=1, n_init=1)
-    assert start.fit(HEATMAPS).n_iter_ == 1
+    with pytest.warns(ConvergenceWarning, match=r"changed in round 1: raise max_iter=1"):
+        assert start.fit(HEATMAPS).n_iter_ == 1
+    assert start.converged_ is False
     run = clone(start).set_params(max_iter=50).fit(HEATMAPS)
     if metric == "mean-distance":
         best = HeatmapClustering(metric, max_iter=50).fit(HEATMAPS)
@@ -74,6 +80,36 @@ def test_batched_solver_finds_the_groups_of_pot_below_the_threshold():
     np.testing.assert_array_equal(batched.decision_function(maps) > 0, batched.poisoned_)
 
 
+def test_convergence_is_reported(monkeypatch):
+    maps = disc_maps(8, 3, np.random.default_rng(0), side=16)
+    estimator = HeatmapClustering("gw", epsilon=0.01, n_support=5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert estimator.fit(maps).converged_ is True
+        assert HeatmapClustering("mean-distance").fit(maps).converged_ is True
+
+    def impatient(*arguments, **options):
+        found = match(*arguments, **options)
+        return replace(found, converged=found.value > found.value.min())
+
+    monkeypatch.setattr(barycentres, "match", impatient)
+    with pytest.warns(ConvergenceWarning, match=r"1 pairs .* 50 steps: raise epsilon=0\.01"):
+        assert estimator.fit(maps).converged_ is False
+
+
+@pytest.mark.parametrize("noise", [1e-12, 1e-9])
+def test_nearly_equal_maps_are_one_group(noise):
+    """POT once failed there (its issue 82): nothing is left to improve."""
+    rng = np.random.default_rng(0)
+    maps = HEATMAPS[:1] * (1 + noise * rng.random((9, *HEATMAPS.shape[1:])))
+    fitted = HeatmapClustering("gw", epsilon=0.01, n_support=5).fit(maps)
+    assert len(set(fitted.labels_)) == 1
+    assert not fitted.poisoned_.any()
+    assert fitted.converged_
+    cost = fitted._cost(maps)
+    np.testing.assert_allclose(cost, cost[[0] * 9], rtol=1e-5)
+
+
 def test_all_negative_maps_are_taken_by_magnitude():
     flipped = HEATMAPS.copy()
     flipped[[2, 50]] *= -1
@@ -82,11 +118,12 @@ def test_all_negative_maps_are_taken_by_magnitude():
     expected = HeatmapClustering("mean-distance").fit(HEATMAPS)
     np.testing.assert_array_equal(fitted.labels_, expected.labels_)
     flipped[7] = 0
-    with (
-        pytest.warns(UserWarning, match="3 of 120"),
-        pytest.raises(ValueError, match="look at the training"),
-    ):
+    with pytest.raises(ValueError, match=r"maps \[7\] \(1 of 120\): look at the training"):
         HeatmapClustering("mean-distance").fit(flipped)
+    with pytest.raises(ValueError, match=r"maps \[7\] \(1 of 120\): look at the training"):
+        HeatmapClustering("mean-distance", negative="minmax").fit(flipped)
+    with pytest.raises(ValueError, match=r"maps \[1\] \(1 of 3\)"):
+        expected.decision_function(flipped[6:9])
 
 
 def test_heatmaps_of_another_size_are_refused():
@@ -100,6 +137,8 @@ def test_heatmaps_of_another_size_are_refused():
         fitted.fit(np.ones((4, 3, 8, 8)))
     with pytest.raises(ValueError, match="at least 2"):
         fitted.fit(HEATMAPS[:1])
+    with pytest.raises(ValueError, match=r"one shape, got shapes \[\(31, 32\), \(32, 32\)\]: pad"):
+        fitted.fit([*HEATMAPS[:3], HEATMAPS[3, 1:]])
 
 
 def test_sliced_wasserstein_sees_shapes_wherever_they_lie():
@@ -115,6 +154,13 @@ def test_sliced_wasserstein_sees_shapes_wherever_they_lie():
     np.testing.assert_array_equal(sliced.poisoned_, wide)
     euclidean = HeatmapClustering("euclidean").fit(maps)
     assert (euclidean.poisoned_ != wide).mean() > 0.2
+
+
+def test_wasserstein_is_another_name_of_its_sliced_form():
+    one, two = (HeatmapClustering(f"{s}wasserstein").fit(HEATMAPS) for s in ("", "sliced-"))
+    np.testing.assert_array_equal(one.labels_, two.labels_)
+    np.testing.assert_array_equal(one.cluster_centers_, two.cluster_centers_)
+    np.testing.assert_array_equal(one.decision_function(HEATMAPS), two.decision_function(HEATMAPS))
 
 
 def test_sliced_wasserstein_reaches_the_optimum_of_scikit_learn():

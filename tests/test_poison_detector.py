@@ -111,6 +111,12 @@ def test_crowds_that_are_near_or_of_equal_size_accuse_nobody(n_poisoned, gap):
     assert found.silhouette_ is not None
 
 
+def test_the_seed_reaches_the_clusters():
+    X = np.hstack([table(n_poisoned=100, strength=0.0, sides=2)[0], crowds(500, 100, 4.0)])
+    assert PoisonDetector().fit(X).clusters_.random_state == 0
+    assert PoisonDetector(random_state=7).fit(X).clusters_.random_state == 7
+
+
 def test_a_handful_of_images_is_no_crowd():
     X = np.hstack([table(30, 10, strength=0.0, sides=2)[0], crowds(30, 10, 6.0)])
     assert PoisonDetector().fit(X).silhouette_ is None

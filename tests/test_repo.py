@@ -240,3 +240,10 @@ def test_cluster_profiles_give_a_gpu_to_every_rule_that_computes_on_one(name):
     profile = yaml.safe_load((ROOT / "profiles" / name / "config.yaml").read_text())
     assert {rule for rule, asked in profile["set-resources"].items() if asked["gpu"]} == wanted
     assert set(profile["set-threads"]) == wanted
+
+
+def test_a_training_is_not_deleted_before_somebody_asks_whether_it_is_needed():
+    """Snakemake deletes outputs before a job, unless they are marked."""
+    text = (ROOT / "Snakefile").read_text().partition("rule retraining:")[2].partition("log:")[0]
+    outputs = text.partition("output:")[2]
+    assert len(re.findall(r"update\(", outputs)) == outputs.count("RUN}/retrained") == 2

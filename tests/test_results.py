@@ -247,3 +247,13 @@ def test_two_methods_are_compared_image_by_image(make):
     assert row["average_precision_poison_detector"] == 100
     assert row["average_precision_heatmap"] < 40
     assert results.paired([run], "heatmap", "poison_detector")["gain"].tolist() == [-30]
+
+
+def test_runs_judged_with_other_settings_are_named(make):
+    runs = [make(f"standard-s3-p33-r{r}") for r in range(3)]
+    assert results.odd_settings(runs) == {} == results.odd_settings([])
+    found = runs[1].load("detection")["result"]
+    usual = {"scenario": "standard-s3-p33-r0", "epsilon": 0.1}
+    for run, knobs in zip(runs, (usual, usual | {"epsilon": 0.001}, usual), strict=True):
+        run.save("detection", {"scores": np.arange(3)}, found, parameters=knobs)
+    assert results.odd_settings(runs) == {"standard-s3-p33-r1": {"epsilon": 0.001}}

@@ -101,6 +101,26 @@ def test_a_sample_of_each_class_and_a_choice_of_classes(poisoned):
     assert [call[:2] for call in calls] == [(1, 2), (2, 2)]
 
 
+def test_classes_are_those_of_the_labels_not_of_the_predictions(poisoned, monkeypatch):
+    """A class is what the network was trained to call so, whatever it answers."""
+    wrong = torch.nonzero(poisoned.labels == 1)[:10, 0]
+    poisoned.labels[wrong] = 2
+    model, explained, explain = Wavering(), [], lrp.explain
+    said = model(poisoned.images[wrong] / 255).argmax(1)
+    assert (said == 1).all()
+
+    def spy(model, images, target, **options):
+        explained.append((target, images))
+        return explain(model, images, **options)
+
+    monkeypatch.setattr(lrp, "explain", spy)
+    verdicts = scan.scan(model, poisoned, CPU, labels=[1, 2])
+    assert {v.label: v.n for v in verdicts} == {1: 50, 2: 70}
+    assert [target for target, _ in explained] == [1, 1, 2, 2]
+    for target, images in explained:
+        assert torch.equal(images, poisoned.images[poisoned.labels == target])
+
+
 def test_fewer_carriers_are_pasted_into(poisoned, monkeypatch):
     seen, pick = [], evidence.pick_carriers
 

@@ -6,7 +6,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from runs import detected, finish
 
-from nbsupport import site
+from nbsupport import site, widgets
 from nbsupport.artifacts import Run
 from nbsupport.scenarios import PROFILES, Scenario
 
@@ -104,6 +104,59 @@ def test_a_sound_site_has_no_problems_and_shows_its_pictures(out):
     text = (out / "standard-s3-p15-r0" / "01_attacks.html").read_text()
     assert 'alt="A sign with a sticker."' in text
     assert PNG in text.replace("\n", "")
+
+
+def shown(*outputs):
+    """Text of the streams of a cell with these outputs, as a page shows them."""
+    notebook = new_notebook(
+        cells=[new_markdown_cell("x"), new_code_cell("1", outputs=list(outputs))]
+    )
+    site._shorten(notebook)
+    return [output.get("text", output.output_type) for output in notebook.cells[1].outputs]
+
+
+def stream(*lines, name="stdout"):
+    """Outputs of a cell that printed these lines one by one, as a kernel sends them."""
+    return [new_output("stream", name=name, text=f"{line}\n") for line in lines]
+
+
+def test_of_progress_a_page_keeps_the_last_line_of_each_label():
+    first = "10 of 1,684, 0 s, about 5 s left", "1,684 of 1,684, 1 min 05 s; done"
+    second = "32 of 1,684, 2 s", "3 of 4 images read", "1,684 of 1,684, 2 h 05 min"
+    printed = [f"relevance, gamma: {line}" for line in first] + list(second)
+    assert shown(*stream(*printed), picture(), *stream("a: 1 of 2, 0 s", "b: 1 of 2, 0 s")) == [
+        "\n".join([printed[1], *second]) + "\n",
+        "display_data",
+        "a: 1 of 2, 0 s\nb: 1 of 2, 0 s\n",
+    ]
+
+
+def test_progress_as_it_is_reported_is_understood(monkeypatch, capsys):
+    monkeypatch.setattr(widgets._Lines, "wait", lambda self, elapsed: 0)
+    report = widgets.reporter(False, "training")
+    for epoch in range(1, 4):
+        report(epoch, 3, f"loss {1 / epoch:.3f}")
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3
+    assert shown(*stream(*lines)) == [lines[-1] + "\n"]
+
+
+def test_a_page_shows_the_words_of_a_warning_once_and_no_path(tmp_path):
+    text = "/private/folder/package/gw.py:{}: UserWarning: 1 of 9 maps is dark\n  gw.fit(X)"
+    other = "/private/kernel_7/1.py:1: RuntimeWarning: nothing to divide"
+    said = stream(text.format(7), text.format(9), other, "a line", "a line", name="stderr")
+    assert shown(*said, picture(), *stream(text.format(8), name="stderr")) == [
+        "UserWarning: 1 of 9 maps is dark\nRuntimeWarning: nothing to divide\na line\na line\n",
+        "display_data",
+    ]
+    source = tmp_path / "runs" / "tiny" / "standard-s3-p15-r0" / "01.ipynb"
+    write(source, *said)
+    before = source.read_bytes()
+    site.build(tmp_path / "runs", PROFILES["tiny"], tmp_path / "site")
+    page = (tmp_path / "site" / "standard-s3-p15-r0" / "01.html").read_text()
+    assert "maps is dark" in page
+    assert "/private/folder" not in page
+    assert source.read_bytes() == before
 
 
 def test_problems_are_found_and_named_with_their_page(tmp_path):

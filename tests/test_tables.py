@@ -177,6 +177,17 @@ def test_an_attack_that_failed_here_alone_makes_its_detection_weak(make):
     assert set(found[found["method"] == "heatmap"]["verdict"]) == {"within"}
 
 
+def test_a_failed_attack_is_weak_also_where_its_printed_strength_is_of_another_run(make):
+    some = [None if c == 5 else 20.0 for c in range(43)]
+    failed = make(
+        "label_consistent-s3-p15-r0", heatmap=(200, 91, 1359, 0), masr=20.0, asr_per_class=some,
+        attack_took=False,
+    )  # fmt: skip
+    found = compared([failed], "5")
+    found = found[(found["experiment"] == "label_consistent-s3-p15") & (found["n_runs"] > 0)]
+    assert set(found["verdict"]) == {"weak"}
+
+
 def test_missing_names_what_the_paper_needs():
     nothing = results.collect([])
     names = [run for table in "12345" for run in tables.missing(nothing, table)]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from nbsupport.artifacts import Run
+from nbsupport.artifacts import STAGES, Run
 from nbsupport.data import Split
 from nbsupport.evaluation import predict
 from nbsupport.scenarios import PROFILES, Scenario
@@ -200,17 +200,24 @@ def test_foreign_checkpoint_is_left_aside(train, validation, tmp_path):
     assert again == found, "the file now holds this training"
 
 
-def test_identity_tells_trainings_apart(tmp_path):
+def test_identity_tells_trainings_apart(tmp_path, monkeypatch):
     one = Run(tmp_path, CONSTANT, Scenario())
     other = replace(one, scenario=Scenario(repetition=1))
     longer = replace(one, profile=replace(CONSTANT, epochs=5))
-    for each in (one, other):
-        each.save("attack", {"ids": np.arange(3)}, {})
-    names = [identity(one), identity(other), identity(longer)]
-    one.save("attack", {"ids": np.arange(3)}, {}, seconds=9)
-    assert identity(one) == names[0]
-    one.save("attack", {"ids": np.arange(4)}, {})
-    assert len({*names, identity(one)}) == 4
+    names = []
+    for each in (longer, one, other):
+        each.save("attack", {"ids": np.arange(3)}, {"fingerprint": "a"})
+        names.append(identity(each))
+    one.save("attack", {"ids": np.arange(3)}, {"fingerprint": "a"}, seconds=9)
+    assert identity(one) == names[1]
+    one.save("attack", {"ids": np.arange(4)}, {"fingerprint": "a"})
+    names.append(identity(one))
+    # Without poison the payload is empty, whatever the images are.
+    one.save("attack", {"ids": np.arange(4)}, {"fingerprint": "b"})
+    names.append(identity(one))
+    newer = replace(STAGES["training"], version=STAGES["training"].version + 1)
+    monkeypatch.setitem(STAGES, "training", newer)
+    assert len({*names, identity(one)}) == 6
 
 
 @pytest.mark.parametrize("profile", [CONSTANT, replace(CONSTANT, epochs=1, batch_size=150)])

@@ -1,5 +1,6 @@
 """Grids, the command line of the workflow, progress, and one chain on a stand-in for a cluster."""
 
+import dataclasses
 import json
 import re
 import signal
@@ -14,7 +15,7 @@ from nbsupport.artifacts import Run
 from nbsupport.cli import main
 from nbsupport.results import collect, update_csv
 from nbsupport.scenarios import PAPER, PROFILES, Scenario, expand
-from nbsupport.workflow import STARTUP, grid, progress
+from nbsupport.workflow import STARTUP, command, grid, outdated, progress
 
 
 def names(scenarios):
@@ -100,6 +101,7 @@ def test_time_left_is_what_finished_steps_took(make, monkeypatch):
     # Trainings ran on a GPU, of which there is one.
     gpu = 2 * (SECONDS["training"] + STARTUP)
     assert progress(runs, jobs=9, gpus=1).seconds == pytest.approx(gpu)
+    assert progress(runs, jobs=9, gpus=0).seconds == pytest.approx(gpu)
     runs[1].path("training").parent.mkdir(parents=True)
     finish(runs[1])
     runs[1].path("detection").unlink()
@@ -169,6 +171,33 @@ def test_a_rate_added_to_a_grid_runs_only_what_is_new(make, tmp_path, capfd):
         "attacks": 2, "training": 2, "lrp": 2, "gw_clustering": 2, "results": 1, "all": 1,
         "total": 10,
     }  # fmt: skip
+
+
+def test_another_spelling_of_the_data_folder_runs_nothing(make, tmp_path, capfd):
+    run = make("standard-s3-p15-r0")
+    update_csv(collect([run]), tmp_path / "tiny" / "results.csv")
+    # Snakemake then knows with which settings all this was made.
+    place = {"runs": tmp_path, "data": "/one"}
+    touch = command([run.scenario], "tiny", options=("--touch", "--forceall"), **place)
+    subprocess.run(touch, cwd=ROOT, check=True, capture_output=True)
+    there = ("--runs", tmp_path, "--attack", "standard", "--p", "15")
+    assert planned(capfd, *there, "--data", "/other") == {}
+    assert planned(capfd, *there, "--p", "10", "--data", "/other")["attacks"] == 1
+
+
+def test_what_is_outdated_is_made_anew_without_notes_of_snakemake(
+    make, tmp_path, capfd, monkeypatch
+):
+    runs = [make("standard-s3-p15-r0"), make("label_consistent-s3-p33-r0", done=False)]
+    assert outdated(runs) == []
+    newer = dataclasses.replace(artifacts.STAGES["relevance"], version=99)
+    monkeypatch.setitem(artifacts.STAGES, "relevance", newer)
+    # What follows is made anew with it.
+    assert outdated(runs) == [runs[0].path("relevance")]
+    there = ("--runs", tmp_path, "--attack", "standard", "--p", "15")
+    plan = planned(capfd, *there)
+    assert (plan["lrp"], plan["gw_clustering"]) == (1, 1)
+    assert "training" not in plan
 
 
 def recipe(*words):

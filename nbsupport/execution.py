@@ -134,6 +134,7 @@ def resolve(
     ValueError
         If a scenario, profile or device is unknown.
     """
+    # Asked before anything runs: a commit made meanwhile must not be recorded as what ran.
     code_version()
     given = {
         "scenario": scenario,

@@ -22,6 +22,7 @@ import pandas as pd
 import seaborn as sns
 from IPython.core.getipython import get_ipython
 from IPython.display import display
+from matplotlib.axes import Axes
 from matplotlib.colors import CenteredNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -33,9 +34,8 @@ __all__ = [
     "CLEAN", "METHOD_STYLE", "POISONED", "RATES", "Style", "class_confusion", "comparison",
     "confusion_heatmap", "contact_sheet", "evidence", "image_grid", "method_style",
     "per_class_bars", "picture_rows", "pixel_maps", "rate_maps", "rates_plot",
-    "relevance_flow",
-    "results_table", "save", "score_histogram", "scoreboard_bars", "show", "strength_plot",
-    "training_curves", "use_theme",
+    "relevance_flow", "results_table", "save", "score_grid", "score_histogram", "scoreboard_bars",
+    "show", "strength_plot", "training_curves", "use_theme",
 ]  # fmt: skip
 
 WIDTH = 8.5
@@ -830,9 +830,47 @@ def score_histogram(
     title : str
         Finding.
     """
-    scores, truth = _array(scores), _array(truth).astype(bool)
     fig, ax = plt.subplots(figsize=(WIDTH, 3.2))
     _suptitle(fig, title)
+    _draw_scores(ax, scores, truth, bins)
+    if threshold is not None:
+        ax.axvline(threshold, color="0.2", linestyle="--", linewidth=1.2, label="threshold")
+    ax.set(xlabel=label, ylabel="images")
+    fig.legend(loc="outside right upper", frameon=False)
+    return fig
+
+
+def score_grid(
+    runs: Mapping[str, Mapping[str, Any]], methods: Sequence[str], *, title: str = ""
+) -> Figure:
+    """Draw the scores of some methods on some runs, each on an axis of its own.
+
+    Parameters
+    ----------
+    runs : mapping
+        By name of the run: arrays ``truth`` and ``<method>_score``, shape (n,), as in the payload
+        of its detection.
+    methods : sequence of str
+        The columns of the grid.
+    title : str
+        Finding.
+    """
+    fig, axes = plt.subplots(
+        len(runs), len(methods), squeeze=False, figsize=(WIDTH, 2.2 * len(runs) + 0.4)
+    )
+    _suptitle(fig, title)
+    for line, (name, found) in zip(axes, runs.items(), strict=True):
+        for ax, method in zip(line, methods, strict=True):
+            _draw_scores(ax, found[f"{method}_score"], found["truth"])
+            ax.set(title=f"{method_style(method).label}\n{name}", xlabel="score")
+            ax.legend(frameon=False, fontsize="small")
+        line[0].set_ylabel("images")
+    return fig
+
+
+def _draw_scores(ax: Axes, scores, truth, bins: int = 40) -> None:
+    """Histograms of clean and poisoned images over the same bins."""
+    scores, truth = _array(scores), _array(truth).astype(bool)
     edges = np.histogram_bin_edges(scores, bins)
     kinds = (("clean", ~truth, CLEAN, None), ("poisoned", truth, POISONED, "///"))
     for name, chosen, color, hatch in kinds:
@@ -840,12 +878,8 @@ def score_histogram(
             scores[chosen], edges, label=f"{name} (n = {chosen.sum():,})", color=color, alpha=0.45,
             hatch=hatch, histtype="stepfilled", edgecolor=color, linewidth=1.3,
         )  # fmt: skip
-    if threshold is not None:
-        ax.axvline(threshold, color="0.2", linestyle="--", linewidth=1.2, label="threshold")
-    ax.set(xlabel=label, ylabel="images", yscale="log", ylim=(0.6, None))
+    ax.set(yscale="log", ylim=(0.6, None))
     ax.yaxis.set_major_formatter(plt.FormatStrFormatter("%g"))
-    fig.legend(loc="outside right upper", frameon=False)
-    return fig
 
 
 def comparison(

@@ -414,6 +414,17 @@ def test_score_histogram_shares_bins_and_counts_all():
     assert fig.axes[0].get_yscale() == "log"
 
 
+def test_score_grid_has_a_row_for_each_run_and_a_column_for_each_method():
+    truth = np.arange(320) >= 300
+    found = {"truth": truth, "heatmap_score": RNG.normal(size=320), "mixture_score": truth * 9.0}
+    fig = figures.score_grid({"a": found, "b": found}, ("mixture", "heatmap"))
+    titles = [ax.get_title(loc="left") for ax in fig.axes]
+    assert titles[::2] == [f"{figures.method_style('mixture').label}\n{name}" for name in "ab"]
+    first = [text.get_text() for text in fig.axes[0].get_legend().get_texts()]
+    assert first == ["clean (n = 300)", "poisoned (n = 20)"]
+    assert [ax.get_xlim()[1] > 8 for ax in fig.axes] == [True, False, True, False]
+
+
 def test_comparison_sets_ours_beside_the_paper():
     table = figures.comparison(RESULTS)
     row = table[(table.method == "heatmap") & (table.rate == "tpr")].iloc[0]

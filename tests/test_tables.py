@@ -38,6 +38,12 @@ def cell(cells, method, rate, experiment=None):
     return row
 
 
+def read_as(rate):
+    """The rates of a weak attack, by class read: the same for all but the target."""
+    by_class = [None if c == 5 else rate for c in range(43)]
+    return {"masr": rate, "asr_per_class": by_class, "attack_took": False}
+
+
 STANDARD = {"activation": (738, 75, 1596, 54), "heatmap": (812, 1, 1650, 0)}
 """The paper's own counts at 33 %: whoever repeats them must be told that nothing differs."""
 
@@ -167,22 +173,14 @@ def test_an_attack_that_failed_here_alone_makes_its_detection_weak(make):
     assert row["note"] == "attack did not take in 1 of 1 runs"
     assert cell(cells, "attack", "asr", "standard-s3-p02")["verdict"] == "worse"
     # The paper's own attack of amplitude 32 is as weak: there is something to compare.
-    some = [None if c == 5 else 25.65 for c in range(43)]
-    same = make(
-        "amplitude-a32-p33-r0", heatmap=(318, 226, 1028, 78), masr=25.65, asr_per_class=some,
-        attack_took=False,
-    )  # fmt: skip
+    same = make("amplitude-a32-p33-r0", heatmap=(318, 226, 1028, 78), **read_as(25.65))
     found = compared([same], "4")
     found = found[found["experiment"] == "amplitude-a32-p33"]
     assert set(found[found["method"] == "heatmap"]["verdict"]) == {"within"}
 
 
 def test_a_failed_attack_is_weak_also_where_its_printed_strength_is_of_another_run(make):
-    some = [None if c == 5 else 20.0 for c in range(43)]
-    failed = make(
-        "label_consistent-s3-p15-r0", heatmap=(200, 91, 1359, 0), masr=20.0, asr_per_class=some,
-        attack_took=False,
-    )  # fmt: skip
+    failed = make("label_consistent-s3-p15-r0", heatmap=(200, 91, 1359, 0), **read_as(20.0))
     found = compared([failed], "5")
     found = found[(found["experiment"] == "label_consistent-s3-p15") & (found["n_runs"] > 0)]
     assert set(found["verdict"]) == {"weak"}

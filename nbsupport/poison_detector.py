@@ -4,9 +4,11 @@ What `fit` leaves behind is told in `nbsupport.detectors`.
 """
 
 import numpy as np
+from scipy.stats import hypergeom
 from sklearn.utils.validation import check_is_fitted
 
 from nbsupport.baselines import ActivationClustering
+from nbsupport.clusterers import MixtureGroups
 from nbsupport.detectors import Detector
 
 __all__ = ["PoisonDetector"]
@@ -25,8 +27,13 @@ class PoisonDetector(Detector):
     one, hardly in all. Of several sides of the window the strongest counts. This finds rare
     poison, and triggers that decide alone.
 
-    The second witness is Activation Clustering, heard only where its two clusters are far apart.
-    This finds poison that is frequent, whatever the trigger looks like.
+    The second witness is the crowd: Activation Clustering, heard where its two clusters are far
+    apart. A class without poison may fall into two groups as well, of two kinds of pictures say.
+    So where they are less far apart, the strong candidates of the first witness must lie in the
+    smaller cluster more often than chance would have it. Whom this witness accuses is told by two
+    Gaussians of different covariance that start from the clusters: a poisoned group is tighter
+    than a clean one, and k-means cuts in the middle between them. This finds poison that is
+    frequent, whatever the trigger looks like.
 
     Parameters
     ----------
@@ -42,11 +49,17 @@ class PoisonDetector(Detector):
         He then accuses images of at least this share of the median strength of the strong
         candidates.
     silhouette_threshold : float, default 0.55
-        The second witness is heard if the mean silhouette of the clusters exceeds this,
+        The second witness is heard if the mean silhouette of the clusters exceeds this
+    agreed_threshold : float, default 0.45
+        (or this, where both witnesses agree)
+    chance : float, default 0.001
+        (that is, where so many of the strong candidates would be in the smaller cluster by chance
+        with no more than this probability),
     size_threshold : float, default 0.4
-        and the smaller cluster, which he accuses, holds less than this share
+        and the smaller cluster holds less than this share
     min_class : int, default 50
-        of a class of at least so many images: a handful falls into clusters by chance.
+        of a class of at least so many images: a handful falls into clusters by chance. He accuses
+        images whose odds of being of the larger group are below `chance`.
     random_state : int, default 0
         Seed of the clusters of activations.
 
@@ -64,6 +77,13 @@ class PoisonDetector(Detector):
         Strength from which the first witness accuses; infinite unless he is heard.
     silhouette_ : float or None
         Of the clusters of activations.
+    chance_ : float
+        Probability that so many of the strong candidates lie in the smaller cluster by chance
+        (hypergeometric); 1 where there are none.
+    clusters_ : ActivationClustering or None
+        The clusters of activations,
+    mixture_ : MixtureGroups or None
+        and the Gaussians made of them where the second witness is heard.
     centre_, scale_ : ndarray, shape (sides, 3)
         Median and 1.4826 times the median absolute deviation of the evidence.
 
@@ -89,6 +109,8 @@ class PoisonDetector(Detector):
         min_share=0.005,
         relative=0.45,
         silhouette_threshold=0.55,
+        agreed_threshold=0.45,
+        chance=0.001,
         size_threshold=0.4,
         min_class=50,
         random_state=0,
@@ -99,6 +121,8 @@ class PoisonDetector(Detector):
         self.min_share = min_share
         self.relative = relative
         self.silhouette_threshold = silhouette_threshold
+        self.agreed_threshold = agreed_threshold
+        self.chance = chance
         self.size_threshold = size_threshold
         self.min_class = min_class
         self.random_state = random_state
@@ -127,7 +151,8 @@ class PoisonDetector(Detector):
         return X[:, :width].reshape(len(X), self.sides, KINDS), X[:, width:]
 
     def _split(self, X: np.ndarray) -> np.ndarray:
-        shares = ("min_share", "relative", "size_threshold", "silhouette_threshold")
+        shares = ("min_share", "relative", "size_threshold", "silhouette_threshold", "chance")
+        shares += ("agreed_threshold",)
         for name, highest in (("strong", np.inf), *((share, 1) for share in shares)):
             value = getattr(self, name)
             if not 0 < value <= highest:
@@ -139,26 +164,44 @@ class PoisonDetector(Detector):
         # Where more than half of a class answers alike, any deviation counts in logits.
         self.scale_ = np.where(scale > 1e-9 * (1 + np.abs(self.centre_)), scale, 1.0)
         strength = self._strength(evidence)
-        candidates = strength[strength >= self.strong]
-        self.n_strong_ = len(candidates)
+        strong = strength >= self.strong
+        self.n_strong_ = int(strong.sum())
         heard = self.n_strong_ >= max(self.min_images, self.min_share * len(X))
-        self.threshold_ = self.relative * float(np.median(candidates)) if heard else np.inf
+        self.threshold_ = self.relative * float(np.median(strength[strong])) if heard else np.inf
         self.witnesses_ = ["evidence"] * bool(heard)
-        self.clusters_, self.silhouette_ = None, None
+        self.clusters_, self.mixture_, self.silhouette_, self.chance_ = None, None, None, 1.0
         if activations.shape[1] and len(X) >= max(3, self.min_class):
-            self.clusters_ = ActivationClustering(
-                reduce="PCA",
-                n_components=min(10, activations.shape[1], len(X)),
-                cluster_analysis="silhouette",
-                silhouette_threshold=self.silhouette_threshold,
-                size_threshold=self.size_threshold,
-                random_state=self.random_state,
-            ).fit(activations)
-            self.silhouette_ = self.clusters_.report_["silhouette"]
-            self.witnesses_ += ["activations"] * bool(self.clusters_.poisoned_.any())
+            self.witnesses_ += ["activations"] * self._ask_the_crowd(activations, strong)
         self.present_ = bool(self.witnesses_)
         self.poison_clusters_ = np.array([1])
         return (self._score(X) >= 1).astype(np.int64) * self.present_
+
+    def _ask_the_crowd(self, activations: np.ndarray, strong: np.ndarray) -> bool:
+        """Split the activations; return whether the split is to be believed."""
+        self.clusters_ = ActivationClustering(
+            reduce="PCA",
+            n_components=min(10, *activations.shape),
+            cluster_analysis="relative-size",
+            size_threshold=self.size_threshold,
+            random_state=self.random_state,
+        ).fit(activations)
+        self.silhouette_, suspect = self.clusters_.report_["silhouette"], self.clusters_.suspect_
+        if self.silhouette_ is None:
+            return False
+        smaller = self.clusters_.labels_ == suspect
+        if strong.any():
+            # Chance would fill the smaller cluster like an urn that the candidates are drawn from.
+            inside = (strong & smaller).sum()
+            urn = (len(smaller), smaller.sum(), strong.sum())
+            self.chance_ = float(hypergeom.sf(inside - 1, *urn))
+        agreed = self.chance_ <= self.chance
+        apart = self.silhouette_ > (self.agreed_threshold if agreed else self.silhouette_threshold)
+        if not apart or suspect not in self.clusters_.poison_clusters_:
+            return False
+        Z = self.clusters_._transform(activations)
+        self.mixture_ = MixtureGroups(reg_covar=1e-3 * Z.var())
+        self.mixture_.fit(Z, start=self.clusters_.labels_)
+        return True
 
     def _deviations(self, evidence: np.ndarray) -> np.ndarray:
         return np.nan_to_num((evidence - self.centre_) / self.scale_, nan=0.0)
@@ -179,12 +222,12 @@ class PoisonDetector(Detector):
         else:
             score /= self.strong
         if "activations" in self.witnesses_:
-            cost = self.clusters_._cost(activations)
+            cost = self.mixture_.cost(self.clusters_._transform(activations))
             suspect = self.clusters_.suspect_
-            mine, other = cost[:, suspect], np.delete(cost, suspect, axis=1).min(axis=1)
-            # From 0 at the heart of the other cluster to 2 at that of the accused one.
-            crowd = 1 + (other - mine) / (other + mine)
-            score = np.maximum(score, crowd)
+            # Images unlike both groups are no rarity, and belong to the wider one: ask for proof.
+            odds = cost[:, 1 - suspect] - cost[:, suspect] + np.log(self.chance)
+            # Log odds, drawn together: from 0 for the other group to 2 for the accused one.
+            score = np.maximum(score, 1 + odds / (1 + np.abs(odds)))
         return score
 
     def strength(self, X) -> np.ndarray:

@@ -111,6 +111,66 @@ def test_crowds_that_are_near_or_of_equal_size_accuse_nobody(n_poisoned, gap):
     assert found.silhouette_ is not None
 
 
+def some_strong(rows, gap=2.0, n_poisoned=200):
+    """A class in two groups of no great distance, and images of strong evidence at `rows`."""
+    X, truth = table(n_poisoned=n_poisoned, strength=0.0, sides=2)
+    X[rows] = np.median(X, axis=0) + 30 * np.tile([3.0, 0.5, 7.0], 2)
+    return np.hstack([X, crowds(500, n_poisoned, gap)]), truth
+
+
+@pytest.mark.parametrize(
+    ("rows", "witnesses"),
+    [
+        ([], []),
+        ([500, 501], []),
+        (range(500, 504), []),
+        (range(500, 505), ["evidence"]),
+        (range(500, 508), ["evidence", "activations"]),
+        (range(8), ["evidence"]),
+        ([*range(500, 504), *range(4)], ["evidence"]),
+    ],
+)
+def test_two_groups_are_poison_where_the_strong_candidates_are_in_the_smaller(rows, witnesses):
+    X, truth = some_strong(list(rows))
+    found = PoisonDetector().fit(X)
+    assert 0.45 < found.silhouette_ < 0.55
+    assert found.witnesses_ == witnesses
+    inside, n, k = truth[list(rows)].sum(), len(rows), truth.sum()
+    draws = np.random.default_rng(0).hypergeometric(k, len(X) - k, n, 100_000) if n else [0]
+    assert found.chance_ == pytest.approx(np.mean(np.array(draws) >= inside), abs=0.005)
+    if "activations" in witnesses:
+        assert found.poisoned_[truth].mean() > 0.95
+        assert found.poisoned_[~truth].mean() < 0.01
+
+
+def test_candidates_too_few_to_be_heard_lead_to_their_group():
+    X, truth = some_strong(range(500, 506))
+    assert PoisonDetector(min_images=7, chance=1e-4).fit(X).witnesses_ == []
+    found = PoisonDetector(min_images=7).fit(X)
+    assert found.witnesses_ == ["activations"]
+    assert found.poisoned_[truth].mean() > 0.9
+    assert np.array_equal(found.decision_function(X) >= 1, found.poisoned_)
+
+
+def test_no_candidates_make_a_crowd_of_one_group():
+    X, _ = some_strong(range(500, 508), gap=1.0)
+    assert PoisonDetector().fit(X).witnesses_ == ["evidence"]
+
+
+def test_a_wide_group_is_accused_up_to_its_edge():
+    """k-means would cut in the middle between a tight group and a wide one."""
+    X, truth = table(n_poisoned=150, strength=0.0, sides=2)
+    activations = crowds(500, 150, 0.0)
+    activations[truth] = 3.0 + 2.0 * activations[truth]
+    X = np.hstack([X, 5 * activations])
+    found = PoisonDetector().fit(X)
+    assert found.witnesses_ == ["activations"]
+    in_two = found.clusters_.poisoned_
+    assert found.poisoned_[truth].mean() > in_two[truth].mean() + 0.01
+    assert found.poisoned_[truth].mean() > 0.99
+    assert not found.poisoned_[~truth].any()
+
+
 def test_the_seed_reaches_the_clusters():
     X = np.hstack([table(n_poisoned=100, strength=0.0, sides=2)[0], crowds(500, 100, 4.0)])
     assert PoisonDetector().fit(X).clusters_.random_state == 0

@@ -258,6 +258,7 @@ def detect(
         "witnesses_",
         "n_strong_",
         "silhouette_",
+        "chance_",
     ):
         if hasattr(estimator, name):
             details[name.rstrip("_")] = getattr(estimator, name)

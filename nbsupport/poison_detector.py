@@ -31,9 +31,9 @@ class PoisonDetector(Detector):
     apart. A class without poison may fall into two groups as well, of two kinds of pictures say.
     So where they are less far apart, the strong candidates of the first witness must lie in the
     smaller cluster more often than chance would have it. Whom this witness accuses is told by two
-    Gaussians of different covariance that start from the clusters: a poisoned group is tighter
-    than a clean one, and k-means cuts in the middle between them. This finds poison that is
-    frequent, whatever the trigger looks like.
+    Gaussians of different covariance that start from the clusters: on real signs the poisoned
+    group is the wider one, and k-means, which cuts in the middle, leaves its edge to the clean.
+    This finds poison that is frequent, whatever the trigger looks like.
 
     Parameters
     ----------

@@ -88,7 +88,7 @@ STAGES = {
         Stage("attack", "attack.npz", "01_attacks"),
         Stage("training", "model.safetensors", "02_training"),
         Stage("relevance", "relevance.npz", "03_lrp", version=2),
-        Stage("detection", "detection.npz", "04_gw_clustering", version=3),
+        Stage("detection", "detection.npz", "04_gw_clustering", version=4),
         Stage("ablation", "ablation.npz", "07_ablation", make="ablation"),
         Stage("scan", "scan.npz", "06_beyond", version=3, make="beyond", option="scan"),
         *(stage for name in FILTERS for stage in _retrained(name)),

@@ -84,18 +84,8 @@ class MixtureGroups:
             random_state=random_state,
         )
 
-    def fit(self, Z: np.ndarray, start: np.ndarray | None = None) -> np.ndarray:
-        """Group the points; `start` holds groups to begin with, else they are drawn."""
-        if start is not None:
-            groups = [Z[start == k] for k in range(self.mixture.n_components)]
-            noise = self.mixture.reg_covar * np.eye(Z.shape[1])
-            spreads = [np.atleast_2d(np.cov(some.T, bias=True)) + noise for some in groups]
-            self.mixture.set_params(
-                n_init=1,
-                weights_init=[len(some) / len(Z) for some in groups],
-                means_init=[some.mean(axis=0) for some in groups],
-                precisions_init=np.linalg.inv(spreads),
-            )
+    def fit(self, Z: np.ndarray) -> np.ndarray:
+        """Group the points."""
         self.mixture.fit(Z)
         self.n_iter = int(self.mixture.n_iter_)
         return self.mixture.predict(Z).astype(np.int64)

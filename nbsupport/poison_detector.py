@@ -5,10 +5,10 @@ What `fit` leaves behind is told in `nbsupport.detectors`.
 
 import numpy as np
 from scipy.stats import hypergeom
+from sklearn.discriminant_analysis import QuadraticDiscriminantAnalysis
 from sklearn.utils.validation import check_is_fitted
 
 from nbsupport.baselines import ActivationClustering
-from nbsupport.clusterers import MixtureGroups
 from nbsupport.detectors import Detector
 
 __all__ = ["PoisonDetector"]
@@ -30,36 +30,36 @@ class PoisonDetector(Detector):
     The second witness is the crowd: Activation Clustering, heard where its two clusters are far
     apart. A class without poison may fall into two groups as well, of two kinds of pictures say.
     So where they are less far apart, the strong candidates of the first witness must lie in the
-    smaller cluster more often than chance would have it. Whom this witness accuses is told by two
-    Gaussians of different covariance that start from the clusters: on real signs the poisoned
-    group is the wider one, and k-means, which cuts in the middle, leaves its edge to the clean.
-    This finds poison that is frequent, whatever the trigger looks like.
+    smaller cluster more often than chance would have it. This witness accuses the smaller cluster
+    up to the surface where a quadratic discriminant of the two finds both equally likely: on real
+    signs the poisoned group is the wider one, and k-means, which cuts in the middle, leaves its
+    edge to the clean. This finds poison that is frequent, whatever the trigger looks like.
 
     Parameters
     ----------
     sides : int, default 2
         How many sides of the window the evidence has: the first 3 * sides columns of `X`.
     strong : float, default 3.0
-        From this strength on an image is a strong candidate.
+        Strength from which on an image is a strong candidate.
     min_images : int, default 5
-        The first witness is heard from so many strong candidates on, if they are
+        Least number of strong candidates with which the first witness is heard; also the least
+        size of the second one's smaller cluster, and the least number of candidates inside it.
     min_share : float, default 0.005
-        at least this share of the class.
+        Least share of the class that the strong candidates, or the smaller cluster, must have.
     relative : float, default 0.45
-        He then accuses images of at least this share of the median strength of the strong
-        candidates.
+        The first witness accuses images of at least this share of the median strength of the
+        strong candidates.
     silhouette_threshold : float, default 0.55
-        The second witness is heard if the mean silhouette of the clusters exceeds this
+        Mean silhouette of the clusters above which the second witness is heard.
     agreed_threshold : float, default 0.45
-        (or this, where both witnesses agree)
+        The same where both witnesses agree.
     chance : float, default 0.001
-        (that is, where so many of the strong candidates would be in the smaller cluster by chance
-        with no more than this probability),
+        They agree if, with no more than this probability, so many of the strong candidates would
+        lie in the smaller cluster by chance.
     size_threshold : float, default 0.4
-        and the smaller cluster holds less than this share
+        Share of the class below which the smaller cluster must stay for its witness to be heard.
     min_class : int, default 50
-        of a class of at least so many images: a handful falls into clusters by chance. He accuses
-        images whose odds of being of the larger group are below `chance`.
+        Least size of a class that is clustered: a handful falls into clusters by chance.
     random_state : int, default 0
         Seed of the clusters of activations.
 
@@ -80,10 +80,6 @@ class PoisonDetector(Detector):
     chance_ : float
         Probability that so many of the strong candidates lie in the smaller cluster by chance
         (hypergeometric); 1 where there are none.
-    clusters_ : ActivationClustering or None
-        The clusters of activations,
-    mixture_ : MixtureGroups or None
-        and the Gaussians made of them where the second witness is heard.
     centre_, scale_ : ndarray, shape (sides, 3)
         Median and 1.4826 times the median absolute deviation of the evidence.
 
@@ -169,7 +165,7 @@ class PoisonDetector(Detector):
         heard = self.n_strong_ >= max(self.min_images, self.min_share * len(X))
         self.threshold_ = self.relative * float(np.median(strength[strong])) if heard else np.inf
         self.witnesses_ = ["evidence"] * bool(heard)
-        self.clusters_, self.mixture_, self.silhouette_, self.chance_ = None, None, None, 1.0
+        self._clusters, self._border, self.silhouette_, self.chance_ = None, None, None, 1.0
         if activations.shape[1] and len(X) >= max(3, self.min_class):
             self.witnesses_ += ["activations"] * self._ask_the_crowd(activations, strong)
         self.present_ = bool(self.witnesses_)
@@ -178,30 +174,32 @@ class PoisonDetector(Detector):
 
     def _ask_the_crowd(self, activations: np.ndarray, strong: np.ndarray) -> bool:
         """Split the activations; return whether the split is to be believed."""
-        self.clusters_ = ActivationClustering(
+        self._clusters = ActivationClustering(
             reduce="PCA",
             n_components=min(10, *activations.shape),
-            cluster_analysis="relative-size",
-            size_threshold=self.size_threshold,
             random_state=self.random_state,
         ).fit(activations)
-        self.silhouette_, suspect = self.clusters_.report_["silhouette"], self.clusters_.suspect_
+        self.silhouette_ = self._clusters.report_["silhouette"]
         if self.silhouette_ is None:
             return False
-        smaller = self.clusters_.labels_ == suspect
-        if strong.any():
+        smaller, n = self._clusters.poisoned_, len(strong)
+        inside = (strong & smaller).sum()
+        if inside:
             # Chance would fill the smaller cluster like an urn that the candidates are drawn from.
-            inside = (strong & smaller).sum()
-            urn = (len(smaller), smaller.sum(), strong.sum())
-            self.chance_ = float(hypergeom.sf(inside - 1, *urn))
-        agreed = self.chance_ <= self.chance
+            self.chance_ = float(hypergeom.sf(inside - 1, n, smaller.sum(), strong.sum()))
+        agreed = inside >= self.min_images and self.chance_ <= self.chance
         apart = self.silhouette_ > (self.agreed_threshold if agreed else self.silhouette_threshold)
-        if not apart or suspect not in self.clusters_.poison_clusters_:
+        least = max(self.min_images, self.min_share * n)
+        if not apart or not least <= smaller.sum() < self.size_threshold * n:
             return False
-        Z = self.clusters_._transform(activations)
-        self.mixture_ = MixtureGroups(reg_covar=1e-3 * Z.var())
-        self.mixture_.fit(Z, start=self.clusters_.labels_)
+        self._border = QuadraticDiscriminantAnalysis(solver="eigen", shrinkage="auto")
+        self._border.fit(self._place(activations), smaller)
         return True
+
+    def _place(self, activations: np.ndarray) -> np.ndarray:
+        # In units of the largest spread, for what counts as no spread at all is absolute.
+        clusters = self._clusters
+        return clusters._transform(activations) / np.sqrt(clusters.pca_.explained_variance_[0])
 
     def _deviations(self, evidence: np.ndarray) -> np.ndarray:
         return np.nan_to_num((evidence - self.centre_) / self.scale_, nan=0.0)
@@ -222,10 +220,7 @@ class PoisonDetector(Detector):
         else:
             score /= self.strong
         if "activations" in self.witnesses_:
-            cost = self.mixture_.cost(self.clusters_._transform(activations))
-            suspect = self.clusters_.suspect_
-            # Images unlike both groups are no rarity, and belong to the wider one: ask for proof.
-            odds = cost[:, 1 - suspect] - cost[:, suspect] + np.log(self.chance)
+            odds = self._border.decision_function(self._place(activations))
             # Log odds, drawn together: from 0 for the other group to 2 for the accused one.
             score = np.maximum(score, 1 + odds / (1 + np.abs(odds)))
         return score

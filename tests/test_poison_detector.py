@@ -145,8 +145,8 @@ def test_two_groups_are_poison_where_the_strong_candidates_are_in_the_smaller(ro
 
 def test_candidates_too_few_to_be_heard_lead_to_their_group():
     X, truth = some_strong(range(500, 506))
-    assert PoisonDetector(min_images=7, chance=1e-4).fit(X).witnesses_ == []
-    found = PoisonDetector(min_images=7).fit(X)
+    assert PoisonDetector(min_share=0.01, chance=1e-4).fit(X).witnesses_ == []
+    found = PoisonDetector(min_share=0.01).fit(X)
     assert found.witnesses_ == ["activations"]
     assert found.poisoned_[truth].mean() > 0.9
     assert np.array_equal(found.decision_function(X) >= 1, found.poisoned_)
@@ -158,23 +158,60 @@ def test_no_candidates_make_a_crowd_of_one_group():
 
 
 def test_a_wide_group_is_accused_up_to_its_edge():
-    """k-means would cut in the middle between a tight group and a wide one."""
-    X, truth = table(n_poisoned=150, strength=0.0, sides=2)
-    activations = crowds(500, 150, 0.0)
-    activations[truth] = 3.0 + 2.0 * activations[truth]
-    X = np.hstack([X, 5 * activations])
-    found = PoisonDetector().fit(X)
+    """k-means cuts in the middle between a tight group and a wide one."""
+    X, truth = table(n_poisoned=200, strength=0.0, sides=2)
+    activations = 0.5 * crowds(500, 200, 0.0)
+    activations[truth, 0] = 10 + 6 * activations[truth, 0]
+    found = PoisonDetector().fit(np.hstack([X, activations]))
     assert found.witnesses_ == ["activations"]
-    in_two = found.clusters_.poisoned_
-    assert found.poisoned_[truth].mean() > in_two[truth].mean() + 0.01
-    assert found.poisoned_[truth].mean() > 0.99
-    assert not found.poisoned_[~truth].any()
+    cut = (activations[truth, 0].mean() + activations[~truth, 0].mean()) / 2
+    beyond = (activations[truth, 0] > cut).mean()
+    assert found.poisoned_[truth].mean() > beyond + 0.02
+    assert found.poisoned_[~truth].mean() < 0.01
+
+
+@pytest.mark.parametrize("n_poisoned", [60, 150])
+def test_a_clean_class_of_two_kinds_is_not_accused_beside_a_poisoned_group(n_poisoned):
+    """A mixture fitted anew would take the tight kind for one group and all others for another."""
+    rng = np.random.default_rng(0)
+    X, truth = table(n_clean=900, n_poisoned=n_poisoned, strength=0.0, sides=2)
+    activations = np.concatenate(
+        [
+            0.3 * rng.normal(size=(600, 16)),
+            rng.normal(size=(300, 16)) + 4 * np.eye(16)[1],
+            2 * rng.normal(size=(n_poisoned, 16)) + 12 * np.eye(16)[0],
+        ]
+    )
+    found = PoisonDetector().fit(np.hstack([X, activations]))
+    assert found.witnesses_ == ["activations"]
+    assert found.poisoned_[truth].all()
+    assert found.poisoned_[~truth].mean() < 0.01
+
+
+@pytest.mark.parametrize(("n_clean", "shift"), [(60, 2.0), (180, 3.0), (400, 10.0)])
+def test_a_single_odd_image_is_no_group(n_clean, shift):
+    X, _ = table(n_clean=n_clean, n_poisoned=0, sides=2)
+    activations = np.abs(np.random.default_rng(0).normal(size=(n_clean, 16)))
+    activations[7] += shift
+    found = PoisonDetector().fit(np.hstack([X, activations]))
+    assert found.silhouette_ > 0.55
+    assert not found.present_
+
+
+def test_candidates_agree_by_number_not_by_luck():
+    """Two candidates in a tiny cluster are improbable, and still only two."""
+    X, _ = table(n_clean=580, n_poisoned=20, strength=0.0, sides=2)
+    X[-20:-18] = np.median(X, axis=0) + 30 * np.tile([3.0, 0.5, 7.0], 2)
+    found = PoisonDetector().fit(np.hstack([X, crowds(580, 20, 1.8)]))
+    assert found.chance_ < 0.002
+    assert found.silhouette_ < 0.55
+    assert not found.present_
 
 
 def test_the_seed_reaches_the_clusters():
     X = np.hstack([table(n_poisoned=100, strength=0.0, sides=2)[0], crowds(500, 100, 4.0)])
-    assert PoisonDetector().fit(X).clusters_.random_state == 0
-    assert PoisonDetector(random_state=7).fit(X).clusters_.random_state == 7
+    assert PoisonDetector().fit(X)._clusters.random_state == 0
+    assert PoisonDetector(random_state=7).fit(X)._clusters.random_state == 7
 
 
 def test_a_handful_of_images_is_no_crowd():

@@ -12,6 +12,7 @@ MINUTES   ?=
 GRID      ?= --attack standard --p 5,15 --s 1,3
 KEEP      ?=
 FILTERS   ?= poison_detector perfect random
+GALLERY  := poisoned_examples heatmaps composites collapse
 # Tables and figures of drawn signs never overwrite those of real ones.
 FIGURES   ?= $(if $(filter tiny% demo%,$(PROFILE)),figures/$(PROFILE),figures)
 
@@ -72,7 +73,8 @@ figures: $(READY)  ## write figures/ anew from the finished runs of PROFILE, wit
 
 gallery:  ## copy the pictures of the README from a finished demo run (drawn signs only)
 	mkdir -p figures/gallery
-	cd "$(RUNS)/demo/standard-s3-p15-r0/figures" && cp *.png *.json "$(CURDIR)/figures/gallery/"
+	cd "$(RUNS)/demo/standard-s3-p15-r0/figures" && cp \
+		$(foreach name,$(GALLERY),$(name).png $(name).json) "$(CURDIR)/figures/gallery/"
 
 test: $(READY) lint  ## lint, unit tests, and the chain of notebooks on a tiny data set
 	python -m pytest

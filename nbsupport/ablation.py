@@ -267,6 +267,8 @@ def collect(runs: Iterable[Run]) -> pd.DataFrame:
     ------
     ArtifactError
         If a record is missing or unsound.
+    ValueError
+        If there is no run.
     """
     frames = []
     for one in runs:
@@ -274,6 +276,8 @@ def collect(runs: Iterable[Run]) -> pd.DataFrame:
         names = {"profile": str(one.profile), "scenario": str(one.scenario)}
         counts = {name: result[name] for name in ("n_poisoned", "n_class", "attack_took")}
         frames.append(pd.DataFrame(result["cells"]).assign(**names, **counts))
+    if not frames:
+        raise ValueError("no run is given: a table of grids needs one at least")
     table = pd.concat(frames, ignore_index=True)
     first = ["profile", "scenario", "n_poisoned", "n_class", "attack_took"]
     return table[first + [name for name in table if name not in first]]

@@ -319,10 +319,10 @@ def finished_runs(runs: Path, stage: str = "detection", profile: str | None = No
     found = []
     for path in sorted(Path(runs).glob(f"{profile or '*'}/*/{stage}.json")):
         with suppress(ValueError):
-            names = path.parent.parent.name, path.parent.name
-            run = Run(Path(runs), Profile.parse(names[0]), Scenario.parse(names[1]))
+            first, second = path.relative_to(runs).parts[:2]
+            run = Run(Path(runs), Profile.parse(first), Scenario.parse(second))
             before = CHAIN[: CHAIN.index(stage)] if stage in CHAIN else CHAIN
-            if run.folder == path.parent and all(run.has(each) for each in (*before, stage)):
+            if run.path(stage) == path and all(run.has(each) for each in (*before, stage)):
                 found.append(run)
     return found
 

@@ -322,6 +322,8 @@ def pgd(
     """
     if model.training:
         raise ValueError("the surrogate is in training mode; call model.eval() first")
+    if norm not in ("linf", "l2"):
+        raise ValueError(f"norm is {norm!r}; choose 'linf' or 'l2'")
     delta = torch.zeros_like(images)
     if generator is not None:
         delta = torch.empty_like(images).uniform_(-1, 1, generator=generator)

@@ -177,7 +177,7 @@ def _execute(options: argparse.Namespace, scenarios: tuple[Scenario, ...]) -> in
     if options.unlock and (status := call("--unlock")):
         return status
     target = [f"every_{options.stage}"] if options.stage else []
-    if old := workflow.outdated(runs):
+    if old := workflow.outdated(runs, options.stage):
         target += ["--forcerun", *map(str, old)]
     if options.dry_run:
         return call(*target, "--dry-run")

@@ -108,17 +108,19 @@ class Split:
     ids : int64 Tensor, shape (n,)
         Unique over the data set: position in the order train, validation, test.
     tracks : int64 Tensor, shape (n,)
-        Number of the physical sign, unique over the data set; -1 where it is not known (GTSRB
-        shuffles its test images).
+        Number of the physical sign, unique over the data set; -1 where it is not known, as for
+        all images if left out (GTSRB shuffles its test images).
     """
 
     images: Tensor
     labels: Tensor
     ids: Tensor
-    tracks: Tensor
+    tracks: Tensor | None = None
 
     def __post_init__(self):
         n = len(self.labels)
+        if self.tracks is None:
+            object.__setattr__(self, "tracks", torch.full((n,), -1))
         shape = tuple(self.images.shape)
         if shape != (n, 3, SIDE, SIDE) or self.images.dtype != torch.uint8:
             raise ValueError(

@@ -10,6 +10,8 @@ References
 
 import numpy as np
 
+from nbsupport import gw
+
 __all__ = ["downsized", "sliced_quantiles"]
 
 
@@ -82,22 +84,11 @@ def sliced_quantiles(
     for direction in np.column_stack([np.cos(angles), np.sin(angles)]):
         place = direction @ np.stack([x, y])
         order = np.argsort(place, kind="stable")
-        parts.append(_mean_quantiles(place[order], weights[:, order], n_quantiles))
+        parts.append(gw.mean_quantiles(place[order], weights[:, order], n_quantiles))
     quantiles = np.stack(parts, axis=1)
     if centre:
         quantiles -= quantiles.mean(axis=2, keepdims=True)
     return quantiles.reshape(len(weights), -1) / np.sqrt(n_directions * n_quantiles)
-
-
-def _mean_quantiles(places: np.ndarray, mass: np.ndarray, n: int) -> np.ndarray:
-    """Quantile functions of laws on the same ascending places, averaged over n slices each."""
-    zero = np.zeros((len(mass), 1))
-    reached = np.hstack([zero, np.cumsum(mass, axis=1)])
-    area = np.hstack([zero, np.cumsum(mass * places, axis=1)])
-    reached[:, -1] = 1.0
-    levels = np.arange(n + 1) / n
-    integral = np.stack([np.interp(levels, u, a) for u, a in zip(reached, area, strict=True)])
-    return n * np.diff(integral, axis=1)
 
 
 def downsized(heatmaps, side: int = 16) -> np.ndarray:

@@ -121,6 +121,8 @@ def predict(
     float Tensor, shape (n, n_classes)
         On the CPU.
     """
+    if not len(images):
+        raise ValueError("there is no image to predict")
     model.eval()
     logits = []
     with torch.inference_mode(), autocast(device, precision):

@@ -129,8 +129,8 @@ def resolve(
     Raises
     ------
     ParameterError
-        If papermill injected a name that the notebook does not have, or a value has another type
-        than its default.
+        If papermill injected a name that the notebook does not have, or one of the parameters
+        listed here has another type. (Those of a notebook alone are checked by the engine.)
     ValueError
         If a scenario, profile or device is unknown.
     """

@@ -96,6 +96,11 @@ class GradCam:
         network.check_names([at])
         gradient, run = _gradient(network, images, target, at, layers)
         maps = run.values[at]
+        if maps.ndim != 4:
+            raise ValueError(
+                f"layer {at!r} gives values of shape {tuple(maps.shape)}, which are no map; choose "
+                f"a layer before the flattening, such as {self._last_map(network, images)!r}"
+            )
         cam = (gradient.mean((2, 3), keepdim=True) * maps).sum(1, keepdim=True).clamp(min=0)
         return F.interpolate(cam, images.shape[2:], mode="bilinear").detach(), run
 

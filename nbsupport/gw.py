@@ -48,6 +48,7 @@ __all__ = [
     "gw_value",
     "lower_bound",
     "mean_distance",
+    "mean_quantiles",
     "point_cloud",
     "random_structure",
     "support_diameter",
@@ -573,14 +574,34 @@ def distance_quantiles(
     if n < 1:
         raise ValueError(f"n must be a positive number of slices, got {n!r}; 64 is the default")
     law = distance_distribution(weights, shape)
-    levels = np.arange(n + 1) / n
-    zero = np.zeros((len(law.mass), 1))
-    reached = np.hstack([zero, np.cumsum(law.mass, axis=1)])
-    area = np.hstack([zero, np.cumsum(law.mass * law.distances, axis=1)])
+    quantiles = mean_quantiles(law.distances, law.mass, n)
+    unit = np.where(law.diameter > 0, law.diameter, 1.0) if normalise else np.ones(len(quantiles))
+    return quantiles / unit[:, None]
+
+
+def mean_quantiles(places: np.ndarray, mass: np.ndarray, n: int) -> np.ndarray:
+    """Average quantile functions of laws on the same places over n slices each.
+
+    Parameters
+    ----------
+    places : ndarray, shape (k,)
+        Ascending.
+    mass : ndarray, shape (laws, k)
+        Each row sums to 1.
+    n : int
+        Slices.
+
+    Returns
+    -------
+    ndarray, shape (laws, n)
+    """
+    zero = np.zeros((len(mass), 1))
+    reached = np.hstack([zero, np.cumsum(mass, axis=1)])
+    area = np.hstack([zero, np.cumsum(mass * places, axis=1)])
     reached[:, -1] = 1.0
+    levels = np.arange(n + 1) / n
     integral = np.stack([np.interp(levels, u, a) for u, a in zip(reached, area, strict=True)])
-    unit = np.where(law.diameter > 0, law.diameter, 1.0) if normalise else np.ones(len(zero))
-    return n * np.diff(integral, axis=1) / unit[:, None]
+    return n * np.diff(integral, axis=1)
 
 
 def lower_bound(a: PointCloud, b: PointCloud) -> float:

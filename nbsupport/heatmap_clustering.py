@@ -127,6 +127,8 @@ class HeatmapClustering(HeatmapDetector):
             raise ValueError(f"start='released' makes two clusters, got {self.n_clusters}")
         if len(X) < self.n_clusters:
             raise ValueError(f"n_samples={len(X)} is less than n_clusters={self.n_clusters}")
+        if self.max_iter < 1:
+            raise ValueError(f"max_iter is {self.max_iter}; needs 1 round or more")
         weights = self._weights(X)
         moments = gw.distance_moments(weights, self.shape_)
         if self.metric == "gw":

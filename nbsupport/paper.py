@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 __all__ = [
     "AMPLITUDES", "ERRATA", "N_CLASS", "PER_CLASS_HITS", "TABLE5", "TABLES", "TEST_CLASS_SIZES",
-    "THESIS_CLEAN_ACCURACY", "THESIS_EUCLIDEAN", "THESIS_FOUR_CORNERS", "THESIS_FULL_AMPLITUDE",
+    "THESIS_EUCLIDEAN", "THESIS_FULL_AMPLITUDE",
     "THESIS_STATISTICS", "THESIS_STICKER_SIZES", "THESIS_STRENGTH", "TRAINING_IMAGES", "Counts",
     "Erratum", "Row", "Statistics", "Strength", "erratum", "per_class_rates", "published",
     "reference_rows",
@@ -405,12 +405,6 @@ AMPLITUDES = {
     "Table 4": (128, 64, 32),
 }
 """Amplitudes of the reduced sticker, wherever the paper lists them."""
-
-THESIS_FOUR_CORNERS = {255: 79.15, 64: 48.17, 32: 6.55}
-"""Amplitude of a pattern in all four corners -> MASR, 33 % poisoned."""
-
-THESIS_CLEAN_ACCURACY = 97.8
-"""Test accuracy of the network without poison."""
 
 THESIS_STRENGTH = tuple(
     Strength(*values)

@@ -38,7 +38,8 @@ class PoisonDetector(Detector):
     Parameters
     ----------
     sides : int, default 2
-        How many sides of the window the evidence has: the first 3 * sides columns of `X`.
+        How many sides of the window the evidence has, ``len(evidence.sides)``: the first
+        3 * sides columns of `X`.
     strong : float, default 3.0
         Strength from which on an image is a strong candidate.
     min_images : int, default 5
@@ -125,6 +126,8 @@ class PoisonDetector(Detector):
 
     def _validate(self, X, *, reset: bool) -> np.ndarray:
         X = np.asarray(X, dtype=np.float64)
+        if self.sides < 1:
+            raise ValueError(f"sides is {self.sides}; needs 1 or more")
         width = KINDS * self.sides
         if X.ndim != 2 or len(X) == 0 or X.shape[1] < width:
             raise ValueError(
@@ -135,7 +138,10 @@ class PoisonDetector(Detector):
         known = X.copy()
         known[:, 1:width:KINDS][np.isnan(known[:, 1:width:KINDS])] = 0.0
         if not np.isfinite(known).all():
-            raise ValueError("the evidence holds NaN or infinity: look at the network's logits")
+            raise ValueError(
+                "the evidence holds NaN or infinity: look at the network's logits, and pass "
+                f"sides=len(evidence.sides), which is {self.sides} here"
+            )
         if reset:
             self.n_features_in_ = X.shape[1]
         elif X.shape[1] != self.n_features_in_:

@@ -21,7 +21,7 @@ from nbsupport.poison_detector import PoisonDetector
 if TYPE_CHECKING:
     from nbsupport.data import Split
 
-__all__ = ["ClassVerdict", "first_check", "scan"]
+__all__ = ["ClassVerdict", "arrays", "first_check", "scan", "two_rounds"]
 
 Progress = Callable[[int, int, str], None]
 
@@ -116,16 +116,18 @@ def scan(
         If a class has no images.
     """
     present = np.unique(split.labels.numpy())
-    labels = present if labels is None else np.asarray(labels)
+    labels = present if labels is None else np.asarray(labels, dtype=int)
     if missing := sorted(set(labels.tolist()) - set(present.tolist())):
         raise ValueError(f"there are no images of classes {missing}; there are {present.tolist()}")
     layer = layer or getattr(model, "penultimate", None)
     layers = [layer] if layer else []
-    rng, verdicts = np.random.default_rng(seed), []
+    verdicts = []
     for done, label in enumerate(map(int, labels)):
         rows = torch.nonzero(split.labels == label)[:, 0]
         if per_class is not None and len(rows) > per_class:
-            rows = rows[torch.from_numpy(np.sort(rng.permutation(len(rows))[:per_class]))]
+            # A generator of its own: the sample must not depend on the classes scanned before.
+            order = np.random.default_rng([seed, label]).permutation(len(rows))
+            rows = rows[torch.from_numpy(np.sort(order[:per_class]))]
         some = split.select(rows)
         look = partial(lrp.explain, model, some.images, target=label, device=device)
         where = look(composite="gamma", layers=layers)
@@ -153,7 +155,69 @@ def scan(
         if progress:
             text = f"class {label}: {len(verdict.accused)} of {verdict.n} accused"
             progress(done + 1, len(labels), text)
+    return _ranked(verdicts)
+
+
+def _ranked(verdicts: list[ClassVerdict]) -> list[ClassVerdict]:
     return sorted(verdicts, key=lambda v: (v.present, v.share, v.strongest), reverse=True)
+
+
+def two_rounds(
+    model: nn.Module, split: "Split", device: torch.device, *, per_class: int, **options
+) -> list[ClassVerdict]:
+    """Scan a sample of each class, then the whole of those that are in doubt.
+
+    In doubt is a class whose sample holds strong candidates, but too few to be called poisoned.
+
+    Parameters
+    ----------
+    model, split, device
+        As in `scan`.
+    per_class : int
+        Size of a sample.
+    **options
+        Further options of `scan`.
+
+    Returns
+    -------
+    list of ClassVerdict
+        As from `scan`; ``n`` tells who was looked at in whole.
+    """
+    verdicts = scan(model, split, device, per_class=per_class, **options)
+    whole = np.bincount(split.labels)
+    doubtful = {v.label for v in verdicts if v.n_strong and not v.present and v.n < whole[v.label]}
+    again = scan(model, split, device, **(options | {"labels": sorted(doubtful)}))
+    return _ranked(again + [v for v in verdicts if v.label not in doubtful])
+
+
+def arrays(
+    verdicts: Sequence[ClassVerdict], split: "Split", first_shares: dict[int, float]
+) -> dict[str, np.ndarray]:
+    """Put verdicts into the arrays that the stage "scan" keeps.
+
+    Parameters
+    ----------
+    verdicts : sequence of ClassVerdict
+        From `scan` or `two_rounds`.
+    split : Split
+        What was scanned.
+    first_shares : dict
+        From `first_check`.
+
+    Returns
+    -------
+    dict
+        One entry a class: ``label``, ``n``, ``n_class`` (images of the class), ``n_strong``,
+        ``strongest``, ``present``, ``share``, ``silhouette`` (NaN where there is none) and
+        ``first_share``; then the ids of all ``accused``.
+    """
+    names = ("label", "n", "n_strong", "strongest", "present", "share", "silhouette")
+    columns = {name: [getattr(v, name) for v in verdicts] for name in names}
+    columns["silhouette"] = np.array(columns["silhouette"], dtype=float)
+    columns["first_share"] = [first_shares[v.label] for v in verdicts]
+    columns["n_class"] = np.bincount(split.labels)[columns["label"]]
+    columns["accused"] = np.concatenate([v.accused for v in verdicts])
+    return {name: np.asarray(values) for name, values in columns.items()}
 
 
 def first_check(
@@ -187,7 +251,7 @@ def first_check(
         with torch.inference_mode():
             batches = [
                 network.forward(network.images(some), keep=(layer,)).values[layer].flatten(1).cpu()
-                for some in split.of_class(label).images.split(batch_size)
+                for some in split.images[split.labels == label].split(batch_size)
             ]
         X = torch.cat(batches).numpy()
         shares[label] = ActivationClustering().fit(X).poisoned_.mean() if len(X) > 1 else np.nan

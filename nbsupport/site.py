@@ -57,7 +57,7 @@ def build(runs: Path, profile: Profile, out: Path) -> list[Path]:
         If there is no executed notebook.
     """
     base, out = Path(runs) / str(profile), Path(out)
-    sources = sorted(base.glob("[0-9]*.ipynb")) + sorted(base.glob("*/[0-9]*.ipynb"))
+    sources = sorted(base.glob("[0-9]*.ipynb")) + sorted(base.glob("[!.]*/[0-9]*.ipynb"))
     if not sources:
         raise ArtifactError(
             f"no executed notebook below {base}; make some with\n  make run PROFILE={profile}"

@@ -2,7 +2,7 @@
 
 import json
 import math
-import zlib
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,7 @@ VERDICTS = ("better", "within", "worse", "weak", "missing", "no value")
 
 def experiment(scenario: str) -> str:
     """Name what repetitions have in common: a scenario id without its repetition."""
-    return str(scenario).rsplit("-r", 1)[0]
+    return re.sub(r"-r\d+$", "", str(scenario))
 
 
 def pooled(rates, sizes) -> Interval:
@@ -393,17 +393,9 @@ def styled(cells: pd.DataFrame, caption: str) -> "pd.io.formats.style.Styler":
         verdict: f"color: black; background-color: {colour}"
         for verdict, colour in (("better", "#d6e9f5"), ("worse", "#fbe3d0"))
     }
-    return (
-        text.style.map(lambda v: colours.get(v, ""), ["verdict"])
-        .set_caption(caption + (f" (not finished: {', '.join(absent)})" if absent else ""))
-        # Else random: the same table would never give the same page.
-        .set_uuid(f"{zlib.crc32((caption + text.to_csv()).encode()):08x}")
-        .set_table_styles(
-            [
-                {"selector": "caption", "props": "text-align: left; font-weight: bold;"},
-                {"selector": "th.row_heading", "props": "text-align: left; font-weight: normal;"},
-            ]
-        )
+    caption += f" (not finished: {', '.join(absent)})" if absent else ""
+    return text.style.map(lambda v: colours.get(v, ""), ["verdict"]).pipe(
+        figures.captioned, caption
     )
 
 

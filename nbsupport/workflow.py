@@ -95,6 +95,8 @@ def command(
     return [
         sys.executable, "-m", "snakemake", "--cores", str(jobs), "--keep-going",
         "--rerun-incomplete", "--resources", f"gpu={gpus}",
+        # Not by the wording of a command either: slow stages go by their version, a parameter.
+        "--rerun-triggers", "mtime", "params", "input",
         # Compared by content up to here: a payload that is written anew with the same bytes makes
         # nothing old.
         "--max-checksum-file-size", "1000000000", "--quiet", "rules", "host", "reason", "--nocolor",
@@ -143,17 +145,21 @@ def wanted(scenario: Scenario) -> tuple[str, ...]:
     return CHAIN[: 2 if scenario.attack == "clean" else None]
 
 
-def outdated(runs: Sequence[Run]) -> list[Path]:
-    """List the first record of each run that is there and not sound, so that it is made anew.
+def outdated(runs: Sequence[Run], stage: str | None = None) -> list[Path]:
+    """List the records that are there and not sound, so that they are made anew.
 
-    Snakemake sees a risen version of a stage only in its own notes (``.snakemake``), which are not
-    there for runs that were copied or made by hand.
+    Of each run the first of the chain, which brings the others with it, and those that ``stage``,
+    the word of ``--stage``, makes. Snakemake sees a risen version of a stage only in its own notes
+    (``.snakemake``), which are not there for runs that were copied or made by hand.
     """
     surrogates = [run.of(run.scenario.surrogate) for run in runs if run.scenario.needs_surrogate]
     found = []
     for run in {run.folder: run for run in (*surrogates, *runs)}.values():
-        there = [stage for stage in wanted(run.scenario) if run.path(stage).exists()]
-        found += [run.path(stage) for stage in there if not run.has(stage)][:1]
+        there = [each for each in wanted(run.scenario) if run.path(each).exists()]
+        found += [run.path(each) for each in there if not run.has(each)][:1]
+        asked = [each.name for each in STAGES.values() if stage and each.make == stage]
+        there = [each for each in asked if run.path(each).exists()]
+        found += [run.path(each) for each in there if not run.has(each)]
     return found
 
 

@@ -217,6 +217,12 @@ def labels():
     return torch.arange(12) % 5
 
 
+def test_pgd_knows_two_norms():
+    image = torch.zeros(1, 3, 32, 32)
+    with pytest.raises(ValueError, match="norm is 'Linf'; choose 'linf' or 'l2'"):
+        pgd(nn.Flatten().eval(), image, torch.tensor([0]), norm="Linf")
+
+
 @pytest.mark.parametrize("start", [False, True])
 @pytest.mark.parametrize(("norm", "step", "radius"), [("linf", 0.02, 0.03), ("l2", 0.4, 0.7)])
 def test_pgd_stays_in_the_ball_and_raises_the_loss(

@@ -120,6 +120,7 @@ def test_select_keeps_the_columns_together(made):
 def test_a_split_of_unequal_columns_is_refused():
     images, labels = torch.zeros(2, 3, 32, 32, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64)
     data.Split(images, labels, labels, labels)
+    assert data.Split(images, labels, labels).tracks.tolist() == [-1, -1]
     with pytest.raises(ValueError, match="images are"):
         data.Split(images.float(), labels, labels, labels)
     with pytest.raises(ValueError, match="ids are"):

@@ -48,6 +48,8 @@ def test_closed_form_reaches_the_best_split():
 
 @pytest.mark.parametrize("metric", ["gw", "mean-distance", "euclidean", "sliced-wasserstein"])
 def test_released_start_is_one_map_against_all(metric):
+    with pytest.raises(ValueError, match="max_iter is 0; needs 1 round or more"):
+        HeatmapClustering(metric, max_iter=0).fit(HEATMAPS)
     start = HeatmapClustering(metric, epsilon=0.01, start="released", max_iter=1, n_init=1)
     with pytest.warns(ConvergenceWarning, match=r"changed in round 1: raise max_iter=1"):
         assert start.fit(HEATMAPS).n_iter_ == 1

@@ -14,7 +14,6 @@ import torch
 import yaml
 
 from nbsupport import ROOT
-from nbsupport.data import Split
 from nbsupport.evaluation import predict
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -168,7 +167,7 @@ def test_constraints_pin_every_dependency():
     wanted = set(project["dependencies"]).union(*project["optional-dependencies"].values())
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     pinned = {line.split("==")[0].lower() for line in lines if "==" in line}
-    assert {name.lower() for name in wanted} <= pinned
+    assert {name.split(">=")[0].lower() for name in wanted} <= pinned
 
 
 def test_nothing_private_or_heavy_is_committed():
@@ -182,25 +181,21 @@ def test_nothing_private_or_heavy_is_committed():
                 assert private not in text, f"{path} names {private}"
 
 
-@pytest.mark.parametrize("block", [0, 1])
-def test_the_readme_s_examples_for_your_own_model_run(block):
+def test_the_readme_s_examples_for_your_own_model_run():
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
     assert len(blocks) == 2
-    model, device = networks.trained(), torch.device("cpu")
+    model = networks.trained()
     noise = 0.02 * torch.rand(24, 1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     images = (255 * (networks.images() + noise).clamp(0, 1)).to(torch.uint8).flatten(0, 1)
-    read, ids = predict(model, images, device).argmax(1), torch.arange(len(images))
-    assert len(read.unique()) > 1
-    train = Split(images, read, ids, ids.clone())
-    label = int(train.labels[0])
-    names = {"model": model, "train": train, "label": label, "device": device}
-    names["images"] = train.of_class(label).images
-    exec(blocks[block], names)
-    if block == 0:
-        assert {verdict.label for verdict in names["verdicts"]} == set(train.labels.tolist())
-    else:
-        assert len(names["verdict"].poisoned) == len(names["images"])
-        assert set(names["suspicious"]) <= set(range(len(names["images"])))
+    labels = predict(model, images, torch.device("cpu")).argmax(1)
+    assert len(labels.unique()) > 1
+    names = {"model": model, "images": images, "labels": labels}
+    for block in blocks:
+        exec(block, names)
+    assert {verdict.label for verdict in names["verdicts"]} == set(labels.tolist())
+    n = (labels == names["label"]).sum()
+    assert len(names["verdict"].poisoned) == n
+    assert set(names["suspicious"]) <= set(range(n))
 
 
 def test_the_floors_in_the_readme_are_those_checked_here():

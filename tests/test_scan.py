@@ -49,6 +49,25 @@ def heatmaps(monkeypatch):
     monkeypatch.setattr(lrp, "explain", explain)
 
 
+def test_a_sample_with_too_few_candidates_is_looked_at_in_whole(poisoned):
+    judge = PoisonDetector(min_images=8)
+    options = {"detector": judge, "seed": 0}
+    (sample,) = scan.scan(Wavering(), poisoned, CPU, labels=[5], per_class=30, **options)
+    assert 0 < sample.n_strong < 8
+    assert not sample.present
+    verdicts = scan.two_rounds(Wavering(), poisoned, CPU, per_class=30, **options)
+    assert (verdicts[0].label, verdicts[0].n, verdicts[0].present) == (5, 72, True)
+    assert [v.n for v in verdicts[1:]] == [30] * 5
+    # Samples do not depend on what else is scanned.
+    later = scan.scan(Wavering(), poisoned, CPU, per_class=30, **options)
+    assert [v.n_strong for v in later if v.label == 5] == [sample.n_strong]
+    table = scan.arrays(verdicts, poisoned, dict.fromkeys(range(6), 0.25))
+    assert table["label"].tolist() == [v.label for v in verdicts]
+    assert table["n_class"].tolist() == [72] + [60] * 5
+    assert np.isnan(table["silhouette"]).all()
+    assert sorted(table["accused"]) == list(range(460, 472))
+
+
 def test_the_poisoned_class_is_named_and_no_other(poisoned):
     verdicts = scan.scan(Wavering(), poisoned, CPU)
     assert [v.label for v in verdicts if v.present] == [5]

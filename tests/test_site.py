@@ -1,5 +1,6 @@
 import base64
 import re
+import shutil
 
 import nbformat
 import pytest
@@ -52,7 +53,10 @@ def make_runs(base):
 @pytest.fixture(scope="module")
 def out(tmp_path_factory):
     folder = tmp_path_factory.mktemp("site")
-    site.build(make_runs(folder / "runs"), PROFILES["tiny"], folder / "site")
+    runs = make_runs(folder / "runs")
+    # What JupyterLab leaves beside a notebook that somebody saved.
+    shutil.copytree(runs / "tiny" / "standard-s3-p15-r0", runs / "tiny" / ".ipynb_checkpoints")
+    site.build(runs, PROFILES["tiny"], folder / "site")
     return folder / "site"
 
 

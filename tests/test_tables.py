@@ -48,6 +48,12 @@ STANDARD = {"activation": (738, 75, 1596, 54), "heatmap": (812, 1, 1650, 0)}
 """The paper's own counts at 33 %: whoever repeats them must be told that nothing differs."""
 
 
+@pytest.mark.parametrize("text", ["standard-s3-p15-resnet", "standard-s3-p15-released", "clean"])
+def test_an_experiment_is_a_scenario_without_its_repetition(text):
+    assert tables.experiment(f"{text}-r12") == text
+    assert tables.experiment(text) == text
+
+
 def test_cells_of_every_printed_table_are_there_without_any_run():
     nothing = results.collect([]), results.strength([])
     sizes = {table: len(tables.compare(*nothing, table)) for table in tables.PRINTED}

@@ -194,6 +194,10 @@ def test_what_is_outdated_is_made_anew_without_notes_of_snakemake(
     monkeypatch.setitem(artifacts.STAGES, "relevance", newer)
     # What follows is made anew with it.
     assert outdated(runs) == [runs[0].path("relevance")]
+    # Side roads are nobody's business unless they are asked for.
+    runs[0].path("scan").write_text("{}")
+    assert outdated(runs) == [runs[0].path("relevance")]
+    assert outdated(runs, "beyond") == [runs[0].path("relevance"), runs[0].path("scan")]
     there = ("--runs", tmp_path, "--attack", "standard", "--p", "15")
     plan = planned(capfd, *there)
     assert (plan["lrp"], plan["gw_clustering"]) == (1, 1)

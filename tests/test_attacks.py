@@ -220,7 +220,15 @@ def labels():
 def test_pgd_knows_two_norms():
     image = torch.zeros(1, 3, 32, 32)
     with pytest.raises(ValueError, match="norm is 'Linf'; choose 'linf' or 'l2'"):
-        pgd(nn.Flatten().eval(), image, torch.tensor([0]), norm="Linf")
+        pgd(
+            nn.Flatten().eval(),
+            image,
+            torch.tensor([0]),
+            steps=1,
+            step=0.1,
+            radius=1.0,
+            norm="Linf",
+        )
 
 
 @pytest.mark.parametrize("start", [False, True])

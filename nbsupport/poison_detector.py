@@ -3,6 +3,8 @@
 What `fit` leaves behind is told in `nbsupport.detectors`.
 """
 
+from contextlib import suppress
+
 import numpy as np
 from scipy.stats import hypergeom
 from sklearn.discriminant_analysis import QuadraticDiscriminantAnalysis
@@ -198,9 +200,18 @@ class PoisonDetector(Detector):
         least = max(self.min_images, self.min_share * n)
         if not apart or not least <= smaller.sum() < self.size_threshold * n:
             return False
-        self._border = QuadraticDiscriminantAnalysis(solver="eigen", shrinkage="auto")
-        self._border.fit(self._place(activations), smaller)
+        border = QuadraticDiscriminantAnalysis(solver="eigen", shrinkage="auto")
+        with suppress(np.linalg.LinAlgError):
+            self._border = border.fit(self._place(activations), smaller)
         return True
+
+    def _odds(self, activations: np.ndarray) -> np.ndarray:
+        """How much more likely an image is of the smaller group; positive from the border on."""
+        if self._border is not None:
+            return self._border.decision_function(self._place(activations))
+        # A group without any spread in some direction, of equal images say, has no Gaussian.
+        cost, suspect = self._clusters._cost(activations), self._clusters.suspect_
+        return cost[:, 1 - suspect] - cost[:, suspect]
 
     def _place(self, activations: np.ndarray) -> np.ndarray:
         # In units of the largest spread, for what counts as no spread at all is absolute.
@@ -226,7 +237,7 @@ class PoisonDetector(Detector):
         else:
             score /= self.strong
         if "activations" in self.witnesses_:
-            odds = self._border.decision_function(self._place(activations))
+            odds = self._odds(activations)
             # Log odds, drawn together: from 0 for the other group to 2 for the accused one.
             score = np.maximum(score, 1 + odds / (1 + np.abs(odds)))
         return score

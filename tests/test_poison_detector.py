@@ -1,3 +1,5 @@
+import warnings
+
 import numpy as np
 import pytest
 from sklearn.base import clone
@@ -186,6 +188,22 @@ def test_a_clean_class_of_two_kinds_is_not_accused_beside_a_poisoned_group(n_poi
     assert found.witnesses_ == ["activations"]
     assert found.poisoned_[truth].all()
     assert found.poisoned_[~truth].mean() < 0.01
+
+
+@pytest.mark.parametrize("equal", [[False, True], [True, True], [True, False]])
+def test_groups_of_equal_images_have_a_border_too(equal):
+    """A defender meets copies: a trigger on one picture, or a layer that is dead for a class."""
+    X, truth = table(n_poisoned=100, strength=0.0, sides=2)
+    activations = crowds(500, 100, 4.0)
+    for group, same in zip((~truth, truth), equal, strict=True):
+        if same:
+            activations[group] = activations[group][0]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*directions asked for")
+        found = PoisonDetector().fit(np.hstack([X, activations]))
+    assert found.witnesses_ == ["activations"]
+    assert np.array_equal(found.poisoned_, truth)
+    assert np.array_equal(found.decision_function(np.hstack([X, activations])) >= 1, truth)
 
 
 @pytest.mark.parametrize(("n_clean", "shift"), [(60, 2.0), (180, 3.0), (400, 10.0)])

@@ -295,5 +295,6 @@ def update_csv(results: pd.DataFrame, path: Path, *, keep: bool = False) -> pd.D
     # Columns that met an empty one hold objects, whose digits would not be rounded.
     results = results.sort_values(KEYS, kind="stable").infer_objects()
     with atomic(path) as temporary:
-        results.to_csv(temporary, index=False, float_format="%.6g")
+        # Digits enough that whoever rounds a rate to 2 decimals rounds it once, not twice.
+        results.to_csv(temporary, index=False, float_format="%.9g")
     return results.reset_index(drop=True)

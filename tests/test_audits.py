@@ -53,6 +53,14 @@ def test_the_audit_accepts_what_we_wrote_and_finds_a_changed_digit(tmp_path):
         assert "heatmap" in set(found["method"]), change
 
 
+def test_a_rate_near_the_middle_of_two_decimals_is_rounded_once(tmp_path):
+    run = Run(tmp_path / "runs", PROFILES["fast"], Scenario.parse("label_consistent-s3-p02-r2"))
+    finish(run, {"activation": detected(23, 10, 974, 643)})  # TNR 60.235003, not 60.235
+    table = results.collect([run]).assign(n_poisoned=33, n_class=1650)
+    results.update_csv(table, tmp_path / "results.csv")
+    assert len(audits.audit_ours(pd.read_csv(tmp_path / "results.csv"))) == 0
+
+
 def test_our_published_results_pass_the_audit():
     published = pd.read_csv(ROOT / "figures" / "results.csv")
     assert len(published) > 0

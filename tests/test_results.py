@@ -102,7 +102,7 @@ def test_file_holds_the_table_sorted(make, tmp_path):
     assert read[keys].to_numpy().tolist() == sorted(table[keys].to_numpy().tolist())
     assert merged[keys].equals(read[keys])
     assert list(merged.index) == list(range(6))
-    assert read["tpr"].tolist()[:2] == [81.1235, 80.1235], "six digits"
+    assert read["tpr"].tolist()[:2] == [81.1234568, 80.1234568], "nine digits"
     assert [p.name for p in path.parent.iterdir()] == ["results.csv"]
 
 

@@ -27,7 +27,7 @@ from nbsupport import ROOT, __version__
 from nbsupport.scenarios import Profile, Scenario
 
 __all__ = [
-    "CHAIN", "FILTERS", "STAGES", "ArtifactError", "Run", "Stage", "atomic", "checksum",
+    "CHAIN", "FILTERS", "PLACE", "STAGES", "ArtifactError", "Run", "Stage", "atomic", "checksum",
     "finished_runs",
 ]  # fmt: skip
 
@@ -94,6 +94,9 @@ STAGES = {
         *(stage for name in FILTERS for stage in _retrained(name)),
     )
 }
+
+PLACE = ("scenario", "profile", "device", "runs", "data", "interactive")
+"""Parameters of every notebook: what is run and where, not how."""
 
 CHAIN = tuple(name for name, stage in STAGES.items() if stage.make == "run")
 """The stages that results are made of, in their order."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from nbsupport import ROOT
-from nbsupport.artifacts import Run, code_version
+from nbsupport.artifacts import PLACE, Run, code_version
 from nbsupport.scenarios import Profile, Scenario
 
 __all__ = [
@@ -85,14 +85,7 @@ class Settings:
         return f"<table>{cells}</table>"
 
 
-_COMMON = {
-    "scenario": str,
-    "profile": str,
-    "device": str,
-    "runs": str,
-    "data": str,
-    "interactive": bool,
-}
+_COMMON = dict.fromkeys(PLACE, str) | {"interactive": bool}
 
 
 def resolve(

@@ -155,8 +155,8 @@ class PoisonDetector(Detector):
         return X[:, :width].reshape(len(X), self.sides, KINDS), X[:, width:]
 
     def _split(self, X: np.ndarray) -> np.ndarray:
-        shares = ("min_share", "relative", "size_threshold", "silhouette_threshold", "chance")
-        shares += ("agreed_threshold",)
+        thresholds = ("silhouette_threshold", "agreed_threshold", "size_threshold")
+        shares = ("min_share", "relative", *thresholds, "chance")
         for name, highest in (("strong", np.inf), *((share, 1) for share in shares)):
             value = getattr(self, name)
             if not 0 < value <= highest:

@@ -8,18 +8,15 @@ import numpy as np
 import pandas as pd
 
 from nbsupport import metrics
-from nbsupport.artifacts import CHAIN, Run, atomic, library_versions
+from nbsupport.artifacts import CHAIN, PLACE, Run, atomic, library_versions
 
 __all__ = [
-    "COLUMNS", "OURS", "PLACE", "collect", "localisation", "odd_settings", "paired", "provenance",
+    "COLUMNS", "OURS", "collect", "localisation", "odd_settings", "paired", "provenance",
     "strength", "update_csv",
 ]  # fmt: skip
 
 OURS = "poison_detector"
 """The best detector of this edition, which stands beside the paper's methods."""
-
-PLACE = ("scenario", "profile", "device", "runs", "data", "interactive")
-"""Parameters of every notebook: what is run and where, not how."""
 
 KEYS = ["profile", "scenario", "method"]
 
@@ -101,7 +98,8 @@ def odd_settings(runs: Iterable[Run], stage: str = "detection") -> dict[str, dic
     runs : iterable of Run
         Runs with the stage finished.
     stage : str
-        Whose notebook's own parameters are compared; those of every notebook (`PLACE`) are not.
+        Whose notebook's own parameters are compared; those of every notebook are not (`PLACE` in
+        `nbsupport.artifacts`).
 
     Returns
     -------

@@ -23,6 +23,7 @@ import seaborn as sns
 from IPython.core.getipython import get_ipython
 from IPython.display import display
 from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
 from matplotlib.colors import CenteredNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -32,10 +33,11 @@ from nbsupport.artifacts import atomic, checksum, code_version
 
 __all__ = [
     "CLEAN", "METHOD_STYLE", "POISONED", "RATES", "Style", "captioned", "class_confusion",
-    "comparison", "confusion_heatmap", "contact_sheet", "evidence", "image_grid", "method_style",
-    "per_class_bars", "picture_rows", "pixel_maps", "rate_maps", "rates_plot", "relevance_flow",
-    "results_table", "save", "score_grid", "score_histogram", "scoreboard_bars",
-    "show", "strength_plot", "training_curves", "use_theme",
+    "comparison", "confusion_heatmap", "contact_sheet", "coupling_lines", "evidence", "image_grid",
+    "lloyd_rounds", "method_style", "per_class_bars", "picture_rows", "pixel_maps", "rate_maps",
+    "rates_plot", "relevance_flow", "results_table", "save", "score_grid", "score_histogram",
+    "scoreboard_bars", "show", "strength_plot", "suspicious_classes", "training_curves",
+    "two_checks", "use_theme",
 ]  # fmt: skip
 
 WIDTH = 8.5
@@ -755,6 +757,136 @@ def relevance_flow(sums: Mapping[str, Sequence[Any]], *, title: str = "") -> Fig
     ax.tick_params(axis="x", labelrotation=45, labelsize=8)
     ax.margins(x=0.02)
     fig.legend(loc="outside right upper", frameon=False)
+    return fig
+
+
+def coupling_lines(
+    images, clouds: Sequence[Any], T, *, names: Sequence[str] = ("", ""), title: str = ""
+) -> Figure:
+    """Draw which pixels of two images a coupling matches.
+
+    Parameters
+    ----------
+    images : array or tensor, shape (2, 3, height, width), uint8
+        The images that the heatmaps are of.
+    clouds : sequence of 2 gw.PointCloud
+        Their relevant pixels; drawn as squares, fainter for less relevance.
+    T : array, shape (pixels of the first, pixels of the second)
+        The coupling; its 60 largest entries become lines, fainter for less mass.
+    names : sequence of 2 str
+        Written above the images.
+    title : str
+        Begins the title, which then says how many pixels of the second image one of the first
+        meets: the exponential of the mean entropy of the rows.
+    """
+    T, left = _array(T), images.shape[-1] + 10
+    fig, ax = plt.subplots(figsize=(7.5, 3.8))
+    spots = []
+    for image, cloud, name, start in zip(_rgb(images), clouds, names, (0, left), strict=True):
+        height, width = image.shape[:2]
+        edges = (start - 0.5, start + width - 0.5, height - 0.5, -0.5)
+        ax.imshow(image, extent=edges, alpha=0.45)
+        ax.text(start, -1.5, name, fontsize=9)
+        spots.append(cloud.pixels[:, ::-1] + (start, 0))
+        alpha = 0.2 + 0.75 * cloud.p / cloud.p.max()
+        ax.scatter(*spots[-1].T, marker="s", s=32, color="C0", lw=0, alpha=alpha, zorder=3)
+    i, j = np.unravel_index(np.argsort(T, axis=None)[-60:], T.shape)
+    shades = [(0.1, 0.1, 0.1, 0.8 * share) for share in T[i, j] / T.max()]
+    ends = np.stack([spots[0][i], spots[1][j]], axis=1)
+    ax.add_collection(LineCollection(ends, colors=shades, lw=1))
+    rows = T / T.sum(1, keepdims=True)
+    met = np.exp(-np.sum(T * np.log(np.maximum(rows, 1e-12))) / T.sum())
+    ax.set(xlim=(-1, left + width), ylim=(height, -4), xticks=[], yticks=[])
+    ax.set_title(f"{title}: each pixel meets about {met:.1f} of {T.shape[1]}")
+    return fig
+
+
+def lloyd_rounds(
+    moments, steps: Mapping[int, Any], *, colors: Sequence[str] = ("C0", "C1")
+) -> Figure:
+    """Draw the rounds of 2-means over heatmaps, by mean and spread of their distances.
+
+    Parameters
+    ----------
+    moments : transport.Moments
+        Mean and mean square of the distances between relevant pixels of each map.
+    steps : mapping
+        By number of rounds, in order and from 0: what `barycentres` found until then, with
+        ``labels``, ``centres`` and ``inertia``.
+    colors : sequence of 2 colours
+        Of the groups.
+    """
+    places = np.stack([moments.mean, np.sqrt(moments.second - moments.mean**2)])
+    rows = math.ceil(len(steps) / 3)
+    fig, axes = plt.subplots(
+        rows, 3, figsize=(WIDTH, 2.5 * rows), sharex=True, sharey=True, squeeze=False
+    )
+    before = next(iter(steps.values())).labels
+    for ax, (count, step) in zip(axes.flat, steps.items(), strict=False):
+        for k, centre in enumerate(step.centres):
+            ax.scatter(*places[:, step.labels == k], s=10, color=colors[k])
+            ax.plot(centre.mean(), centre.std(), "*", ms=14, color=colors[k], mec="black")
+        ax.scatter(*places[:, step.labels != before], s=40, fc="none", ec="0.2", lw=0.8)
+        sizes, before = np.bincount(step.labels, minlength=2), step.labels
+        ax.set_title(f"round {count}: {sizes[0]} + {sizes[1]}, sum {step.inertia:.3f}")
+    for ax in axes.flat[len(steps) :]:
+        ax.remove()
+    fig.supxlabel("mean distance of two relevant pixels / diameter", fontsize=10)
+    fig.supylabel("standard deviation", fontsize=10)
+    return fig
+
+
+def suspicious_classes(scans: Mapping[str, pd.DataFrame]) -> Figure:
+    """Draw the candidates of each class, most suspicious first, a row of bars a network.
+
+    Parameters
+    ----------
+    scans : mapping
+        By name of the network: one row a class with ``label``, ``present``, ``share`` and
+        ``limit`` (what the evidence of single images needs), in percent.
+    """
+    fig, axes = plt.subplots(
+        len(scans), 1, squeeze=False, sharey=True, figsize=(WIDTH, 0.5 + 2.3 * len(scans))
+    )
+    for ax, (name, ranked) in zip(axes[:, 0], scans.items(), strict=True):
+        spots, named = np.arange(len(ranked)), ranked["present"].to_numpy()
+        for some, color, hatch in ((named, POISONED, "//"), (~named, CLEAN, "")):
+            ax.bar(spots[some], ranked["share"][some], color=color, hatch=hatch)
+        ax.plot(spots, ranked["limit"], "_", color="0.15", label="needed, evidence alone")
+        said = ", ".join(map(str, ranked["label"][named])) or "no class"
+        ax.set(title=f"{name}: {said} is called poisoned", ylabel="candidates (%)")
+        ax.set_xticks(spots, ranked["label"], fontsize=7, rotation=90)
+        ax.margins(x=0.01)
+        ax.grid(axis="x", visible=False)
+    axes[0, 0].legend(frameon=False)
+    axes[-1, 0].set_xlabel("class, most suspicious first")
+    return fig
+
+
+def two_checks(scans: Mapping[str, pd.DataFrame], alarm: float) -> Figure:
+    """Set the first check of each class, Activation Clustering, against the second.
+
+    Parameters
+    ----------
+    scans : mapping
+        By name of the network: one row a class with ``label``, ``present``, ``share`` (percent),
+        ``n_class`` and ``first_share`` (smaller group of Activation Clustering, in [0, 0.5]).
+    alarm : float
+        The first check rings where the smaller group is below this share.
+    """
+    fig, axes = plt.subplots(1, len(scans), squeeze=False, sharey=True, figsize=(WIDTH, 3.4))
+    for ax, (name, ranked) in zip(axes[0], scans.items(), strict=True):
+        x, named = 100 * ranked["first_share"], ranked["present"]
+        for some, color, marker in ((~named, CLEAN, "o"), (named, POISONED, "D")):
+            ax.scatter(x[some], ranked["share"][some], color=color, marker=marker, s=26)
+        for k in np.flatnonzero(named):
+            ax.annotate(f" {ranked['label'].iloc[k]}", (x.iloc[k], ranked["share"].iloc[k]))
+        ax.axvline(100 * alarm, color="0.3", ls="--")
+        rung = ranked["first_share"] < alarm
+        work = 100 * ranked["n_class"][rung].sum() / ranked["n_class"].sum()
+        ax.set_title(f"{name}\n{rung.sum()} of {len(ranked)} ring, {work:.0f} % of the images")
+        ax.set(xlabel="smaller group of Activation Clustering (%)", xlim=(-2, 52))
+    axes[0, 0].set(ylabel="candidates (%)", ylim=(-1, None))
     return fig
 
 

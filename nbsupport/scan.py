@@ -3,6 +3,7 @@
 Every class in turn is taken for the target of an attack, and the detector says whether it is one.
 """
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,14 +15,16 @@ from sklearn.base import clone
 from torch import nn
 
 from nbsupport import evidence, lrp
+from nbsupport.artifacts import Run
 from nbsupport.baselines import ActivationClustering
+from nbsupport.evaluation import load_model, load_poisoned
 from nbsupport.graph import Network
 from nbsupport.poison_detector import PoisonDetector
 
 if TYPE_CHECKING:
     from nbsupport.data import Split
 
-__all__ = ["ClassVerdict", "arrays", "first_check", "scan", "two_rounds"]
+__all__ = ["ClassVerdict", "arrays", "examine", "first_check", "scan", "two_rounds"]
 
 Progress = Callable[[int, int, str], None]
 
@@ -188,6 +191,67 @@ def two_rounds(
     doubtful = {v.label for v in verdicts if v.n_strong and not v.present and v.n < whole[v.label]}
     again = scan(model, split, device, **(options | {"labels": sorted(doubtful)}))
     return _ranked(again + [v for v in verdicts if v.label not in doubtful])
+
+
+def examine(
+    run: Run,
+    folder: str,
+    device: torch.device,
+    *,
+    per_class: int,
+    classes: str = "all",
+    parameters: dict | None = None,
+    progress: Progress | None = None,
+) -> None:
+    """Scan the network of a run and leave the stage "scan"; nothing is done if it is there.
+
+    Parameters
+    ----------
+    run : Run
+        Run whose training is finished.
+    folder : str
+        Folder of GTSRB, or "auto".
+    device : torch.device
+        Where to compute.
+    per_class : int
+        Size of the sample of each class, see `two_rounds`.
+    classes : str
+        "all", or labels such as "2 5 7". A scan of other classes or samples is made anew.
+    parameters : dict, optional
+        For the record.
+    progress : callable, optional
+        As in `scan`.
+
+    Raises
+    ------
+    ArtifactError
+        If there is no sound network.
+    ValueError
+        If ``classes`` is neither, or a class has no images.
+    """
+    asked = {"classes": classes, "per_class": per_class}
+    if run.has("scan") and asked.items() <= run.load("scan")["result"].items():
+        return
+    words = None if classes == "all" else classes.replace(",", " ").split()
+    if words is not None and not (words and all(word.isdecimal() for word in words)):
+        raise ValueError(f"classes is {classes!r}; expected 'all' or labels such as '2 5 7'")
+    labels = [int(word) for word in words] if words else None
+    train, model = load_poisoned(run, folder)[2].train, load_model(run, device)
+    begin = time.perf_counter()
+    first_shares, middle = first_check(model, train, device), time.perf_counter()
+    verdicts = two_rounds(
+        model, train, device, per_class=per_class, labels=labels, carriers=8, progress=progress
+    )
+    spent = {"first check": middle - begin, "scan": time.perf_counter() - middle}
+    run.save(
+        "scan",
+        arrays(verdicts, train, first_shares),
+        {**asked, "named": {v.label: v.witnesses for v in verdicts if v.present}, "seconds": spent},
+        made_from=((run, "attack"), (run, "training")),
+        parameters=parameters or {},
+        seconds=sum(spent.values()),
+        device=f"{device.type}, {torch.get_num_threads()} threads",
+    )
 
 
 def arrays(

@@ -1,5 +1,6 @@
 import json
 import math
+from types import SimpleNamespace
 
 import matplotlib as mpl
 
@@ -10,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from matplotlib.collections import PathCollection
+from matplotlib.collections import LineCollection, PathCollection
 from matplotlib.colors import to_hex, to_rgb
 
 from nbsupport import figures, metrics, paper
@@ -471,3 +472,85 @@ def test_rate_maps_write_each_rate_and_mark_what_was_left_out():
     # One line between the two groups; chance is the middle of the colours.
     assert [line.get_xdata()[0] for line in upper.lines] == [1.5]
     assert upper.images[0].get_clim() == (0, 100)
+
+
+def cloud(n):
+    p = np.arange(1, n + 1) / (n * (n + 1) / 2)
+    return SimpleNamespace(pixels=np.stack([np.arange(n), np.zeros(n, int)], axis=1), p=p)
+
+
+@pytest.mark.parametrize(
+    ("T", "met"), [(np.eye(5) / 5, "1.0 of 5"), (np.full((5, 5), 0.04), "5.0 of 5")]
+)
+def test_a_coupling_joins_the_pixels_that_it_matches(T, met):
+    fig = figures.coupling_lines(
+        IMAGES[:2], (cloud(5), cloud(5)), T, names=("left", "right"), title="Best"
+    )
+    (ax,) = fig.axes
+    assert ax.get_title("left") == f"Best: each pixel meets about {met}"
+    assert [text.get_text() for text in ax.texts] == ["left", "right"]
+    images = IMAGES[:2].permute(0, 2, 3, 1).numpy() / 255
+    assert np.allclose([drawn.get_array() for drawn in ax.images], images)
+    (lines,) = [c for c in ax.collections if isinstance(c, LineCollection)]
+    strong = np.array(lines.get_segments())[lines.get_colors()[:, 3] > 0.5]
+    assert len(strong) == np.count_nonzero(T)
+    # The right image begins 42 pixels further on.
+    assert {(int(a[1]), int(b[1])) for a, b in strong} == set(map(tuple, np.argwhere(T)))
+    assert {(a[0], b[0]) for a, b in strong} == {(0, 42)}
+
+
+def test_rounds_of_two_means_show_who_changed_sides():
+    moments = SimpleNamespace(mean=np.array([0.1, 0.2, 0.6]), second=np.array([0.05, 0.08, 0.5]))
+    centres = np.array([[[0, 0.2], [0.2, 0]], [[0, 0.5], [0.5, 0]]])
+    steps = {
+        count: SimpleNamespace(labels=np.array(labels), centres=centres, inertia=1 / (count + 1))
+        for count, labels in ((0, [0, 1, 1]), (1, [0, 0, 1]))
+    }
+    fig = figures.lloyd_rounds(moments, steps, colors=("C0", "C3"))
+    assert [ax.get_title("left") for ax in fig.axes] == [
+        "round 0: 1 + 2, sum 1.000", "round 1: 2 + 1, sum 0.500",
+    ]  # fmt: skip
+    rings = [ax.collections[-1].get_offsets() for ax in fig.axes]
+    assert len(rings[0]) == 0
+    assert np.allclose(rings[1], [[0.2, 0.2]])
+    stars = [line.get_xydata()[0] for line in fig.axes[0].lines]
+    assert np.allclose(stars, [[0.1, 0.1], [0.25, 0.25]])
+    assert [line.get_color() for line in fig.axes[0].lines] == ["C0", "C3"]
+
+
+SCANNED = pd.DataFrame(
+    {
+        "label": [5, 2, 9],
+        "present": [True, False, False],
+        "share": [15.0, 1.0, 0.0],
+        "limit": [0.5, 2.5, 1.0],
+        "first_share": [0.15, 0.45, np.nan],
+        "n_class": [300, 500, 200],
+    }
+)
+
+
+def test_classes_are_ranked_and_the_named_one_stands_out():
+    clean = SCANNED.assign(present=False)
+    fig = figures.suspicious_classes({"poisoned": SCANNED, "clean": clean})
+    first, second = fig.axes
+    assert first.get_title("left") == "poisoned: 5 is called poisoned"
+    assert second.get_title("left") == "clean: no class is called poisoned"
+    assert [t.get_text() for t in first.get_xticklabels()] == ["5", "2", "9"]
+    bars = sorted(
+        (b.get_x() + 0.4, b.get_height(), to_hex(b.get_facecolor())) for b in first.patches
+    )
+    assert np.allclose([bar[:2] for bar in bars], [(0, 15), (1, 1), (2, 0)])
+    assert [bar[2] for bar in bars] == [figures.POISONED, figures.CLEAN, figures.CLEAN]
+    assert first.lines[0].get_ydata().tolist() == [0.5, 2.5, 1.0]
+
+
+def test_the_first_check_rings_below_the_alarm():
+    fig = figures.two_checks({"poisoned": SCANNED}, 0.35)
+    (ax,) = fig.axes
+    assert ax.get_title("left") == "poisoned\n1 of 3 ring, 30 % of the images"
+    assert [t.get_text().strip() for t in ax.texts] == ["5"]
+    assert ax.lines[0].get_xdata()[0] == 35
+    clean, named = (c.get_offsets().filled(np.nan) for c in ax.collections)
+    assert named.tolist() == [[15, 15]]
+    assert clean[0].tolist() == [45, 1]

@@ -3,12 +3,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from runs import finish
 from test_evidence import CPU, YELLOW, Rigged, sign
 
 from nbsupport import evidence, lrp, scan
+from nbsupport.artifacts import Run
 from nbsupport.data import Split
 from nbsupport.models import build
 from nbsupport.poison_detector import PoisonDetector
+from nbsupport.scenarios import PROFILES, Scenario
 
 
 @pytest.fixture
@@ -169,6 +172,30 @@ def test_a_class_of_one_image_cannot_be_cut(poisoned):
     shares = scan.first_check(model, poisoned.select([0, 60, 61, 62, 63]), CPU)
     assert np.isnan(shares[0])
     assert 0 < shares[1] <= 0.5
+
+
+def test_a_scan_is_kept_until_another_is_asked_for(poisoned, monkeypatch, tmp_path):
+    run = finish(Run(tmp_path, PROFILES["tiny"], Scenario("standard", percent="15")))
+    data, seen = SimpleNamespace(train=poisoned), []
+    monkeypatch.setattr(scan, "load_poisoned", lambda *_: (None, None, data))
+    monkeypatch.setattr(scan, "load_model", lambda *_: Wavering())
+    monkeypatch.setattr(scan, "first_check", lambda *_: dict.fromkeys(range(6), 0.25))
+    for classes, bad in (("5 x", "'5 x'"), ("", "''"), ("5 -1", "'5 -1'")):
+        with pytest.raises(ValueError, match=f"classes is {bad}; expected 'all' or labels"):
+            scan.examine(run, "auto", CPU, per_class=40, classes=classes)
+    assert not run.has("scan")
+
+    def ask(**options):
+        scan.examine(run, "auto", CPU, per_class=40, progress=lambda *c: seen.append(c), **options)
+        return run.arrays("scan")["label"].tolist(), run.load("scan")["result"]
+
+    labels, found = ask(classes="5, 1")
+    assert (labels, found["named"], len(seen)) == ([5, 1], {"5": ["evidence"]}, 2)
+    assert set(found["seconds"]) == {"first check", "scan"}
+    assert ask(classes="5, 1") == (labels, found)
+    assert len(seen) == 2
+    assert sorted(ask()[0]) == list(range(6))
+    assert len(seen) == 8
 
 
 def test_classes_without_images_are_refused(poisoned):

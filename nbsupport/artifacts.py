@@ -315,7 +315,7 @@ class Run:
 def finished_runs(runs: Path, stage: str = "detection", profile: str | None = None) -> list[Run]:
     """List the runs in which ``stage`` and all before it are sound, in the order of their ids.
 
-    Before a side road lies the whole `CHAIN`.
+    Before a side road lies the whole `CHAIN`; of a network that nobody attacked, its training.
 
     Folders that are no run (another profile's figures, say) are passed over.
     """
@@ -324,7 +324,8 @@ def finished_runs(runs: Path, stage: str = "detection", profile: str | None = No
         with suppress(ValueError):
             first, second = path.relative_to(runs).parts[:2]
             run = Run(Path(runs), Profile.parse(first), Scenario.parse(second))
-            before = CHAIN[: CHAIN.index(stage)] if stage in CHAIN else CHAIN
+            chain = CHAIN[:2] if run.scenario.attack == "clean" else CHAIN
+            before = chain[: CHAIN.index(stage)] if stage in CHAIN else chain
             if run.path(stage) == path and all(run.has(each) for each in (*before, stage)):
                 found.append(run)
     return found

@@ -200,6 +200,14 @@ def _effective(rates: np.ndarray, sizes: np.ndarray) -> float:
 def provenance(runs: Iterable[Run], stages: Iterable[str] = CHAIN) -> dict:
     """Say where results come from: checksums, code, device and seconds of the stages.
 
+    Parameters
+    ----------
+    runs : iterable of Run
+        What the results are made from.
+    stages : iterable of str
+        Stages that were read. Those of the chain must be there; side roads, such as a training
+        after a filter, are told of where a run has them.
+
     Returns
     -------
     dict
@@ -207,7 +215,9 @@ def provenance(runs: Iterable[Run], stages: Iterable[str] = CHAIN) -> dict:
     """
     runs, stages, kept = list(runs), tuple(stages), ("payload", "code", "device", "seconds")
     records = {
-        f"{run.profile}/{run.scenario}": {stage: run.load(stage) for stage in stages}
+        f"{run.profile}/{run.scenario}": {
+            stage: run.load(stage) for stage in stages if stage in CHAIN or run.has(stage)
+        }
         for run in runs
     }
     made_with: dict[str, set[str]] = {}

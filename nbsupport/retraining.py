@@ -5,7 +5,7 @@ the same weights and follows the same recipe and seeds as the first, so that the
 all that differs. Both steps leave artefacts below the run, in ``retrained/<filter>``.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import pandas as pd
@@ -17,7 +17,7 @@ from nbsupport.evaluation import evaluate, load_poisoned
 from nbsupport.models import build
 from nbsupport.training import fit, identity
 
-__all__ = ["choose", "compare", "retrain"]
+__all__ = ["choose", "collect", "compare", "retrain"]
 
 Progress = Callable[[int, int, str], None]
 
@@ -184,6 +184,22 @@ def compare(run: Run) -> pd.DataFrame:
         }
         for (name, removed, hit, found), interval in zip(rows, accuracy, strict=True)
     )
+
+
+def collect(runs: Iterable[Run]) -> pd.DataFrame:
+    """Put the comparisons of all runs with a second network below each other.
+
+    Returns
+    -------
+    DataFrame
+        ``scenario`` and the columns of `compare`; without rows if there is no second network.
+    """
+    tables = [(str(run.scenario), compare(run)) for run in runs]
+    parts = [table.assign(scenario=name) for name, table in tables if len(table) > 1]
+    if not parts:
+        return pd.DataFrame()
+    table = pd.concat(parts, ignore_index=True)
+    return table[["scenario", *table.columns.drop("scenario")]]
 
 
 def _accuracy(confusion) -> metrics.Interval:

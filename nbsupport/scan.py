@@ -4,18 +4,20 @@ Every class in turn is taken for the target of an attack, and the detector says 
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 import torch
 from sklearn.base import clone
 from torch import nn
 
 from nbsupport import evidence, lrp
 from nbsupport.artifacts import Run
+from nbsupport.attacks import Manifest
 from nbsupport.baselines import ActivationClustering
 from nbsupport.evaluation import load_model, load_poisoned
 from nbsupport.graph import Network
@@ -24,7 +26,7 @@ from nbsupport.poison_detector import PoisonDetector
 if TYPE_CHECKING:
     from nbsupport.data import Split
 
-__all__ = ["ClassVerdict", "arrays", "examine", "first_check", "scan", "two_rounds"]
+__all__ = ["ClassVerdict", "arrays", "collect", "examine", "first_check", "scan", "two_rounds"]
 
 Progress = Callable[[int, int, str], None]
 
@@ -282,6 +284,43 @@ def arrays(
     columns["n_class"] = np.bincount(split.labels)[columns["label"]]
     columns["accused"] = np.concatenate([v.accused for v in verdicts])
     return {name: np.asarray(values) for name, values in columns.items()}
+
+
+def collect(runs: Iterable[Run]) -> pd.DataFrame:
+    """Say what the scans of some networks found.
+
+    Parameters
+    ----------
+    runs : iterable of Run
+        Runs with the stage "scan".
+
+    Returns
+    -------
+    DataFrame
+        One row a network: ``scenario``, ``classes`` and ``images`` (looked at), ``target`` (the
+        attacked class, None if there is none), ``named`` (labels of the classes called poisoned,
+        and who was heard), ``accused`` images, ``accused_wrongly`` among them, and ``seconds``.
+    """
+    rows = []
+    for run in runs:
+        found, record = run.arrays("scan"), run.load("scan")
+        poisoned = Manifest(**run.arrays("attack")).poisoned_ids
+        attacked = run.scenario.target_class if len(poisoned) else None
+        named = record["result"]["named"].items()
+        rows.append(
+            {
+                "scenario": str(run.scenario),
+                "classes": len(found["label"]),
+                "images": int(found["n"].sum()),
+                "target": attacked,
+                "named": ", ".join(f"{k} ({' and '.join(v)})" for k, v in named) or "none",
+                "accused": len(found["accused"]),
+                "accused_wrongly": int((~np.isin(found["accused"], poisoned)).sum()),
+                "seconds": record["seconds"],
+            }
+        )
+    # A column of labels and a None would become one of floating-point numbers.
+    return pd.DataFrame(rows, dtype=object)
 
 
 def first_check(

@@ -377,6 +377,17 @@ def test_finished_runs_are_found_in_order(saved):
     assert finished_runs(saved.runs / "nowhere") == []
 
 
+def test_a_clean_network_needs_no_detection_to_be_scanned(saved):
+    clean, poisoned = saved.of(Scenario("clean")), saved.of(Scenario("standard", percent="33"))
+    for run in (clean, poisoned):
+        finish(run)
+        run.save("scan", {"label": np.arange(2)}, {}, made_from=((run, "training"),))
+        run.path("detection").unlink()
+    assert finished_runs(saved.runs, stage="scan") == [clean]
+    clean.path("training").unlink()
+    assert finished_runs(saved.runs, stage="scan") == []
+
+
 def test_finished_runs_pass_over_foreign_and_damaged_folders(saved):
     finish(saved)
     for foreign in (

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from nbsupport import artifacts, attacks, evaluation, metrics, retraining
+from nbsupport import artifacts, attacks, evaluation, metrics, results, retraining
 from nbsupport.artifacts import FILTERS, ArtifactError, Run
 from nbsupport.scenarios import PROFILES, Scenario
 
@@ -238,6 +238,21 @@ def test_networks_are_compared_before_and_after(run):
     assert table["low"]["before"] == pytest.approx(metrics.wilson(hits, before["n_asr"]).low)
     assert (table["rate"] == "asr").all()
     assert ((table["low"] <= table["success"]) & (table["success"] <= table["high"])).all()
+
+
+def test_second_networks_of_all_runs_stand_in_one_table(run):
+    assert len(retraining.collect([run])) == 0
+    retraining.choose(run, "perfect")
+    retraining.retrain(run, "perfect", "auto", CPU)
+    other = run.of(Scenario("standard", percent="33"))
+    other.save("training", network(seed=0).state_dict(), run.load("training")["result"])
+    table = retraining.collect([other, run])
+    assert table.columns[:2].tolist() == ["scenario", "filter"]
+    assert table["scenario"].tolist() == [str(run.scenario)] * 2, "the other has no second network"
+    assert table["filter"].tolist() == ["before", "perfect"]
+    stages = ("training", "retrained/perfect/training", "retrained/random/training")
+    (told,) = results.provenance([run], stages)["runs"].values()
+    assert list(told) == list(stages[:2])
 
 
 def test_label_consistent_attacks_are_compared_by_their_masr(run, dataset):

@@ -1,3 +1,4 @@
+from dataclasses import fields
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,6 +9,7 @@ from test_evidence import CPU, YELLOW, Rigged, sign
 
 from nbsupport import evidence, lrp, scan
 from nbsupport.artifacts import Run
+from nbsupport.attacks import Manifest
 from nbsupport.data import Split
 from nbsupport.models import build
 from nbsupport.poison_detector import PoisonDetector
@@ -196,6 +198,30 @@ def test_a_scan_is_kept_until_another_is_asked_for(poisoned, monkeypatch, tmp_pa
     assert len(seen) == 2
     assert sorted(ask()[0]) == list(range(6))
     assert len(seen) == 8
+
+
+def test_scans_are_told_against_the_truth(tmp_path):
+    told = {"label": np.array([5, 2]), "n": np.array([40, 30])}
+    poisoned = finish(Run(tmp_path, PROFILES["tiny"], Scenario("standard", percent="15")))
+    clean = finish(poisoned.of(Scenario("clean")))
+    names = [field.name for field in fields(Manifest) if field.name != "cover"]
+    zeros = {name: np.zeros(9, int) for name in names} | {"ids": np.arange(9)}
+    poisoned.save("attack", zeros | {"cover": zeros["ids"] == 8}, {})
+    clean.save("attack", {name: np.zeros(0, int) for name in (*names, "cover")}, {})
+    # Image 8 is a cover image: whoever accuses it is wrong.
+    poisoned.save("scan", told | {"accused": np.array([1, 2, 8])}, {"named": {5: ["evidence"]}})
+    clean.save("scan", told | {"accused": np.zeros(0, int)}, {"named": {}}, seconds=3)
+    assert scan.collect([poisoned, clean]).to_dict("records") == [
+        {
+            "scenario": "standard-s3-p15-r0", "classes": 2, "images": 70, "target": 5,
+            "named": "5 (evidence)", "accused": 3, "accused_wrongly": 1, "seconds": 0.0,
+        },
+        {
+            "scenario": "clean-r0", "classes": 2, "images": 70, "target": None,
+            "named": "none", "accused": 0, "accused_wrongly": 0, "seconds": 3.0,
+        },
+    ]  # fmt: skip
+    assert len(scan.collect([])) == 0
 
 
 def test_classes_without_images_are_refused(poisoned):

@@ -305,7 +305,7 @@ rule beyond:
     input:
         compared,
         notebook=local("notebooks/06_beyond.ipynb"),
-        modules=modules("figures", "metrics", "results", "retraining", "scan"),
+        modules=modules("figures", "metrics", "plots", "results", "retraining", "scan"),
     output:
         f"{RUN}/beyond.csv",
     log:
@@ -326,7 +326,10 @@ rule results:
     input:
         finished,
         notebook=local("notebooks/05_results.ipynb"),
-        modules=modules("ablation", "audits", "figures", "metrics", "paper", "results", "tables"),
+        modules=modules(
+            "ablation", "audits", "figures", "metrics", "paper", "pictures", "plots", "results",
+            "retraining", "scan", "tables",
+        ),
     output:
         f"{RUNS}/{PROFILE}/results.csv",
     log:

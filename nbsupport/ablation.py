@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from nbsupport import detection, figures, gw
+from nbsupport import detection, figures, gw, plots
 from nbsupport.artifacts import Run, atomic, checksum
 from nbsupport.detectors import one_of
 from nbsupport.embeddings import sliced_quantiles
@@ -486,7 +486,7 @@ def publish(table: pd.DataFrame, folder: Path, provenance: Mapping[str, Any]):
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic(path) as temporary:
         table.to_csv(temporary, index=False, float_format="%.6g")
-    fig = figures.rate_maps(panels(table), title=finding(table))
+    fig = plots.rate_maps(panels(table), title=finding(table))
     told = {**provenance, "table": {path.name: checksum(path)}}
     figures.save(fig, "ablation", folder, told)
     return fig

@@ -6,7 +6,7 @@ NaN, never 0 or 100.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from statistics import NormalDist
 
@@ -73,6 +73,33 @@ class Confusion:
         """Return rates and counts under their names in figures/results.csv."""
         rates = {"acc": self.acc, "tpr": self.tpr, "tnr": self.tnr}
         return rates | {f"n_{name}": count for name, count in asdict(self).items()}
+
+
+def hits(counts: Mapping[str, int], rate: str) -> tuple[int, int]:
+    """Say how many images a rate counts, and of how many.
+
+    Parameters
+    ----------
+    counts : mapping
+        ``n_tp``, ``n_fn``, ``n_tn`` and ``n_fp``, as in `Confusion.record`.
+    rate : {"acc", "tpr", "tnr"}
+        Which rate.
+
+    Returns
+    -------
+    tuple of int
+        For a binomial interval, such as `wilson`.
+
+    Raises
+    ------
+    ValueError
+        If there is no such rate.
+    """
+    tp, fn, tn, fp = (int(counts[f"n_{name}"]) for name in ("tp", "fn", "tn", "fp"))
+    found = {"acc": (tp + tn, tp + fn + tn + fp), "tpr": (tp, tp + fn), "tnr": (tn, tn + fp)}
+    if rate not in found:
+        raise ValueError(f"rate is {rate!r}; choose from 'acc', 'tpr' and 'tnr'")
+    return found[rate]
 
 
 @dataclass(frozen=True)

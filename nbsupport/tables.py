@@ -3,14 +3,14 @@
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from nbsupport import figures, metrics, paper
+from nbsupport import figures, metrics, paper, plots
 from nbsupport.artifacts import atomic, checksum, code_version
 from nbsupport.audits import LAST_DIGIT
 from nbsupport.metrics import Interval
@@ -18,8 +18,8 @@ from nbsupport.results import OURS
 from nbsupport.scenarios import ATTACKS, Scenario
 
 __all__ = [
-    "COLUMNS", "PRINTED", "VERDICTS", "compare", "detections", "experiment", "export", "missing",
-    "pooled", "publish_scoreboard", "readable", "scoreboard", "styled",
+    "COLUMNS", "PRINTED", "VERDICTS", "compare", "comparison", "detections", "experiment", "export",
+    "missing", "pooled", "publish_scoreboard", "readable", "results_table", "scoreboard", "styled",
 ]  # fmt: skip
 
 PROPOSED = "heatmap"
@@ -273,7 +273,7 @@ def publish_scoreboard(
         own = board.set_index("method").loc[ours, ["better", "within", "worse"]]
         label = figures.method_style(ours).label
         title += f"; {label}: {own['better'] + own['within']} of {own.sum()}"
-    fig = figures.scoreboard_bars(board, title=title)
+    fig = plots.scoreboard_bars(board, title=title)
     figures.save(fig, "scoreboard", folder)
     export(board, "scoreboard", folder, provenance)
     return board, fig
@@ -396,6 +396,95 @@ def styled(cells: pd.DataFrame, caption: str) -> "pd.io.formats.style.Styler":
     caption += f" (not finished: {', '.join(absent)})" if absent else ""
     return text.style.map(lambda v: colours.get(v, ""), ["verdict"]).pipe(
         figures.captioned, caption
+    )
+
+
+def comparison(
+    results: pd.DataFrame, *, rates: Sequence[str] = ("acc", "tpr", "tnr")
+) -> pd.DataFrame:
+    """Set our detection rates beside the paper's.
+
+    Parameters
+    ----------
+    results : DataFrame
+        Rows of figures/results.csv.
+    rates : sequence of str
+        Of "acc", "tpr" and "tnr".
+
+    Returns
+    -------
+    DataFrame
+        One row per run, method and rate: ``profile`` (if ``results`` has it), ``scenario``,
+        ``method``, ``rate``, ``paper`` (NaN without a valid published value), ``ours``,
+        ``difference`` in percentage points, ``n`` (images behind our rate), ``low``, ``high``
+        (95 % Wilson interval) and ``note`` (id of an erratum about the printed row).
+    """
+    rows = []
+    for result in results.to_dict("records"):
+        printed = paper.published(result["scenario"], result["method"])
+        for rate in rates:
+            k, n = metrics.hits(result, rate)
+            interval = metrics.wilson(k, n)
+            theirs = printed.comparable(rate) if printed else math.nan
+            rows.append(
+                {key: result[key] for key in ("profile",) if key in result}
+                | {
+                    "scenario": result["scenario"],
+                    "method": result["method"],
+                    "rate": rate,
+                    "paper": theirs,
+                    "ours": interval.estimate,
+                    "difference": interval.estimate - theirs,
+                    "n": n,
+                    "low": interval.low,
+                    "high": interval.high,
+                    "note": printed.erratum if printed else "",
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def results_table(table: pd.DataFrame, *, caption: str = "") -> "pd.io.formats.style.Styler":
+    """Style a `comparison` for reading; ``.data`` of the result is what is shown, as numbers.
+
+    Parameters
+    ----------
+    table : DataFrame
+        From `comparison`; save it as CSV beside the figure.
+    caption : str
+        Finding.
+
+    Raises
+    ------
+    ValueError
+        If a run, method and rate occurs twice.
+    """
+    keys = [k for k in ("profile", "scenario", "method", "rate") if k in table]
+    twice = table[table.duplicated(keys)]
+    if len(twice):
+        raise ValueError(f"{len(twice)} rows occur twice, such as {twice.iloc[0][keys].to_dict()}")
+    shown = table.assign(
+        method=[figures.method_style(m).label for m in table["method"]],
+        rate=table["rate"].str.upper(),
+    )
+    interval = [
+        "–" if math.isnan(low) else f"{low:.2f} – {high:.2f}"
+        for low, high in zip(table["low"], table["high"], strict=True)
+    ]
+    shown.insert(shown.columns.get_loc("low"), "95 % interval", interval)
+    shown = shown.drop(columns=["low", "high"]).set_index(keys)
+
+    def colour(value):
+        if math.isnan(value) or abs(value) < 0.5:
+            return ""
+        return f"color: black; background-color: {'#d6e9f5' if value > 0 else '#fbe3d0'}"
+
+    return (
+        shown.style.format(
+            {"paper": "{:.2f}", "ours": "{:.2f}", "difference": "{:+.2f}", "n": "{:,}"}, na_rep="–"
+        )
+        .map(colour, subset=["difference"])
+        .pipe(figures.captioned, caption)
     )
 
 

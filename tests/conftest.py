@@ -6,15 +6,18 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import matplotlib as mpl
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from nbsupport import ROOT
+from nbsupport import ROOT, figures
 from nbsupport.data import Dataset, Split
 
 torch.set_num_threads(1)
+mpl.use("Agg")
 
 CLASS_SIZES = {
     "train": {0: 6, 1: 5, 2: 60, 5: 40, 7: 4, 12: 3},
@@ -67,6 +70,15 @@ def shuffled(dataset):
 @pytest.fixture
 def surrogate():
     return make_surrogate()
+
+
+@pytest.fixture
+def theme():
+    """The project's look, for this test alone; its figures are closed afterwards."""
+    with mpl.rc_context():
+        figures.use_theme()
+        yield
+        plt.close("all")
 
 
 @pytest.fixture

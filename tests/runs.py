@@ -1,9 +1,24 @@
 """Finished runs that nobody computed: sound artefacts with invented content, in milliseconds."""
 
 import numpy as np
+import pandas as pd
 import torch
 
+from nbsupport.metrics import Confusion
+
 METHODS = ("raw", "heatmap")
+
+DETECTIONS = {
+    "activation": Confusion(738, 75, 1596, 54),
+    "heatmap": Confusion(812, 1, 1650, 0),
+}
+RESULTS = pd.DataFrame(
+    [
+        {"profile": "demo", "scenario": "standard-s3-p33-r0", "method": method, **counts.record()}
+        for method, counts in DETECTIONS.items()
+    ]
+)
+"""Rows of results.csv: one run, two methods."""
 
 
 def method(seed, **values):

@@ -262,3 +262,12 @@ def test_wilson_encloses_its_rate_for_every_count():
         for k in {0, 1, n // 2, n - 1, n}:
             interval = metrics.wilson(k, n)
             assert 0 <= interval.low <= interval.estimate <= interval.high <= 100
+
+
+def test_hits_of_a_rate_and_the_images_behind_it():
+    counts = metrics.Confusion(tp=8, fn=2, tn=85, fp=5).record()
+    assert [metrics.hits(counts, rate) for rate in ("acc", "tpr", "tnr")] == [
+        (93, 100), (8, 10), (85, 90),
+    ]  # fmt: skip
+    with pytest.raises(ValueError, match="rate is 'f1'; choose from 'acc', 'tpr' and 'tnr'"):
+        metrics.hits(counts, "f1")

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from runs import detected, finish
+from runs import RESULTS, detected, finish
 
 from nbsupport import metrics, results, tables
 from nbsupport.artifacts import Run, checksum
@@ -313,3 +313,30 @@ def test_the_tables_in_the_readme_are_the_published_ones(name):
     published = (ROOT / "figures" / f"{name}.md").read_text()
     readme = (ROOT / "README.md").read_text()
     assert published in readme, f"copy figures/{name}.md to its place in README.md"
+
+
+def test_comparison_sets_ours_beside_the_paper():
+    table = tables.comparison(RESULTS)
+    row = table[(table.method == "heatmap") & (table.rate == "tpr")].iloc[0]
+    assert (row.paper, row.n, row.note) == (99.88, 813, "")
+    assert row.ours == pytest.approx(100 * 812 / 813)
+    assert row.difference == pytest.approx(row.ours - 99.88)
+    assert row.low < row.ours < row.high
+
+
+def test_comparison_has_no_value_for_the_mislabelled_row():
+    other = RESULTS.assign(scenario="label_consistent-s3-p15-r0")
+    table = tables.comparison(other)
+    assert table.paper.isna().all()
+    assert table.difference.isna().all()
+    assert set(table.note) == {"table2-p15"}
+
+
+def test_results_table_reads_well():
+    table = tables.comparison(RESULTS)
+    html = tables.results_table(table, caption="As printed").to_html()
+    for text in ("As printed", "Heatmap Clustering", "99.88", "2,463", "99.31 – 99.98"):
+        assert text in html
+    assert html == tables.results_table(table, caption="As printed").to_html()
+    with pytest.raises(ValueError, match="occur twice"):
+        tables.results_table(pd.concat([table, table]))

@@ -25,7 +25,7 @@ from pathlib import Path
 import pandas as pd
 
 from nbsupport import ROOT, workflow
-from nbsupport.artifacts import STAGES, Run, checksum
+from nbsupport.artifacts import STAGES, Run, checksum, wanted
 from nbsupport.scenarios import Profile, expand
 
 CODE = ("Snakefile", "notebooks", "nbsupport")
@@ -92,7 +92,7 @@ class Chain:
             if path.suffix in (".md", ".tex") or (path.suffix == ".csv" and path.stem != "results"):
                 found[path.name] = path.read_text()
         for run in self.all():
-            for stage in workflow.wanted(run.scenario):
+            for stage in wanted(run.scenario):
                 run.load(stage)
                 found[f"{run.scenario}/{STAGES[stage].payload}"] = checksum(run.payload(stage))
         return found

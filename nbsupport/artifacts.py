@@ -28,7 +28,7 @@ from nbsupport.scenarios import Profile, Scenario
 
 __all__ = [
     "CHAIN", "FILTERS", "PLACE", "STAGES", "ArtifactError", "Run", "Stage", "atomic", "checksum",
-    "finished_runs",
+    "finished_runs", "wanted",
 ]  # fmt: skip
 
 SCHEMA = 1
@@ -96,10 +96,15 @@ STAGES = {
 }
 
 PLACE = ("scenario", "profile", "device", "runs", "data", "interactive")
-"""Parameters of every notebook: what is run and where, not how."""
+"""Parameters of notebooks, where they have them, that say what is run and where, not how."""
 
 CHAIN = tuple(name for name, stage in STAGES.items() if stage.make == "run")
 """The stages that results are made of, in their order."""
+
+
+def wanted(scenario: Scenario) -> tuple[str, ...]:
+    """List the stages of a run; a clean one serves as surrogate and holds no poison to detect."""
+    return CHAIN[: 2 if scenario.attack == "clean" else None]
 
 
 @dataclass(frozen=True)
@@ -315,7 +320,7 @@ class Run:
 def finished_runs(runs: Path, stage: str = "detection", profile: str | None = None) -> list[Run]:
     """List the runs in which ``stage`` and all before it are sound, in the order of their ids.
 
-    Before a side road lies the whole `CHAIN`; of a network that nobody attacked, its training.
+    Before a side road lies all that is `wanted` of the scenario.
 
     Folders that are no run (another profile's figures, say) are passed over.
     """
@@ -324,8 +329,7 @@ def finished_runs(runs: Path, stage: str = "detection", profile: str | None = No
         with suppress(ValueError):
             first, second = path.relative_to(runs).parts[:2]
             run = Run(Path(runs), Profile.parse(first), Scenario.parse(second))
-            chain = CHAIN[:2] if run.scenario.attack == "clean" else CHAIN
-            before = chain[: CHAIN.index(stage)] if stage in CHAIN else chain
+            before = CHAIN[: CHAIN.index(stage)] if stage in CHAIN else wanted(run.scenario)
             if run.path(stage) == path and all(run.has(each) for each in (*before, stage)):
                 found.append(run)
     return found

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterable
 
 from nbsupport import paper, workflow
-from nbsupport.artifacts import FILTERS, STAGES, ArtifactError, Run, finished_runs
+from nbsupport.artifacts import FILTERS, STAGES, ArtifactError, Run, finished_runs, wanted
 from nbsupport.execution import anchored
 from nbsupport.scenarios import (
     ATTACKS,
@@ -146,7 +146,7 @@ def _sweep(options: argparse.Namespace) -> int:
     print(f"{len(scenarios)} run{'s' * (len(scenarios) > 1)}: {' '.join(map(str, scenarios))}")
     status = _execute(options, scenarios)
     if status == 0 and not options.dry_run:
-        print(f"results: {anchored(options.runs) / options.profile / 'results.csv'}")
+        print(f"results: {anchored(options.runs) / str(_profile(options)) / 'results.csv'}")
     return status
 
 
@@ -190,14 +190,14 @@ def _execute(options: argparse.Namespace, scenarios: tuple[Scenario, ...]) -> in
 def _print_status(options: argparse.Namespace) -> None:
     runs = _chosen(options)
     for run in runs:
-        missing = [stage for stage in workflow.wanted(run.scenario) if not run.has(stage)]
+        missing = [stage for stage in wanted(run.scenario) if not run.has(stage)]
         print(f"{run.scenario}: {'complete' if not missing else 'missing ' + ', '.join(missing)}")
     print(workflow.progress(runs, jobs=options.jobs, gpus=options.gpus))
 
 
 def _print_summary(options: argparse.Namespace) -> None:
     """Print the rates of each run and method beside the paper's, then the same as JSON."""
-    runs, folder = _chosen(options), anchored(options.runs) / options.profile
+    runs, folder = _chosen(options), anchored(options.runs) / str(_profile(options))
     summary: dict[str, dict] = {}
     if any(run.profile.data == "synthetic" for run in runs):
         print("drawn signs: the paper's values, on GTSRB, are shown and no target")

@@ -230,7 +230,7 @@ def coupling_lines(
     names : sequence of 2 str
         Written above the images.
     title : str
-        Begins the title, which then says how many pixels of the second image one of the first
+        Begins the title, which also says how many pixels of the second image one of the first
         meets: the exponential of the mean entropy of the rows.
     """
     T, left = as_array(T), images.shape[-1] + 10
@@ -251,7 +251,8 @@ def coupling_lines(
     rows = T / T.sum(1, keepdims=True)
     met = np.exp(-np.sum(T * np.log(np.maximum(rows, 1e-12))) / T.sum())
     ax.set(xlim=(-1, left + width), ylim=(height, -4), xticks=[], yticks=[])
-    ax.set_title(f"{title}: each pixel meets about {met:.1f} of {T.shape[1]}")
+    said = f"each pixel meets about {met:.1f} of {T.shape[1]}"
+    ax.set_title(f"{title}: {said}" if title else said)
     return fig
 
 

@@ -506,7 +506,8 @@ def suspicious_classes(scans: Mapping[str, pd.DataFrame]) -> Figure:
     ----------
     scans : mapping
         By name of the network: one row a class with ``label``, ``present``, ``share`` and
-        ``limit`` (what the evidence of single images needs), in percent.
+        ``limit`` (what the evidence of single images needs), in percent. Limits above 100 are not
+        drawn: so few images cannot be called poisoned by evidence.
     """
     fig, axes = plt.subplots(
         len(scans), 1, squeeze=False, sharey=True, figsize=(WIDTH, 0.5 + 2.3 * len(scans))
@@ -515,9 +516,11 @@ def suspicious_classes(scans: Mapping[str, pd.DataFrame]) -> Figure:
         spots, named = np.arange(len(ranked)), ranked["present"].to_numpy()
         for some, color, hatch in ((named, POISONED, "//"), (~named, CLEAN, "")):
             ax.bar(spots[some], ranked["share"][some], color=color, hatch=hatch)
-        ax.plot(spots, ranked["limit"], "_", color="0.15", label="needed, evidence alone")
+        limit = ranked["limit"].where(ranked["limit"] <= 100)
+        ax.plot(spots, limit, "_", color="0.15", label="needed, evidence alone")
         said = ", ".join(map(str, ranked["label"][named])) or "no class"
-        ax.set(title=f"{name}: {said} is called poisoned", ylabel="candidates (%)")
+        verb = "are" if named.sum() > 1 else "is"
+        ax.set(title=f"{name}: {said} {verb} called poisoned", ylabel="candidates (%)")
         ax.set_xticks(spots, ranked["label"], fontsize=7, rotation=90)
         ax.margins(x=0.01)
         ax.grid(axis="x", visible=False)

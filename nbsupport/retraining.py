@@ -161,11 +161,10 @@ def compare(run: Run) -> pd.DataFrame:
     rate = "masr" if run.scenario.label_consistent else "asr"
     n = first["counts"]["train"]["n_poisoned"]
     rows = [("before", 0, 0, first)]
-    for name in FILTERS:
+    for name in _retrained(run):
         stages = [f"retrained/{name}/{stage}" for stage in ("filter", "training")]
-        if all(map(run.has, stages)):
-            chosen, found = (run.load(stage)["result"] for stage in stages)
-            rows.append((name, chosen["n"], chosen["n_poisoned"], found))
+        chosen, found = (run.load(stage)["result"] for stage in stages)
+        rows.append((name, chosen["n"], chosen["n_poisoned"], found))
     accuracy = [_accuracy(found["confusion"]) for *_, found in rows]
     return pd.DataFrame(
         {
@@ -189,17 +188,28 @@ def compare(run: Run) -> pd.DataFrame:
 def collect(runs: Iterable[Run]) -> pd.DataFrame:
     """Put the comparisons of all runs with a second network below each other.
 
+    Parameters
+    ----------
+    runs : iterable of Run
+        Runs whose training is finished.
+
     Returns
     -------
     DataFrame
         ``scenario`` and the columns of `compare`; without rows if there is no second network.
     """
-    tables = [(str(run.scenario), compare(run)) for run in runs]
-    parts = [table.assign(scenario=name) for name, table in tables if len(table) > 1]
-    if not parts:
+    again = [run for run in runs if _retrained(run)]
+    if not again:
         return pd.DataFrame()
+    parts = [compare(run).assign(scenario=str(run.scenario)) for run in again]
     table = pd.concat(parts, ignore_index=True)
     return table[["scenario", *table.columns.drop("scenario")]]
+
+
+def _retrained(run: Run) -> list[str]:
+    """List the filters after which the network of a run was trained again."""
+    stages = [(name, f"retrained/{name}/filter", f"retrained/{name}/training") for name in FILTERS]
+    return [name for name, *both in stages if all(map(run.has, both))]
 
 
 def _accuracy(confusion) -> metrics.Interval:

@@ -120,14 +120,11 @@ def scan(
     ValueError
         If a class has no images.
     """
-    present = np.unique(split.labels.numpy())
-    labels = present if labels is None else np.asarray(labels, dtype=int)
-    if missing := sorted(set(labels.tolist()) - set(present.tolist())):
-        raise ValueError(f"there are no images of classes {missing}; there are {present.tolist()}")
+    labels = _present(split, labels)
     layer = layer or getattr(model, "penultimate", None)
     layers = [layer] if layer else []
     verdicts = []
-    for done, label in enumerate(map(int, labels)):
+    for done, label in enumerate(labels):
         rows = torch.nonzero(split.labels == label)[:, 0]
         if per_class is not None and len(rows) > per_class:
             # A generator of its own: the sample must not depend on the classes scanned before.
@@ -161,6 +158,14 @@ def scan(
             text = f"class {label}: {len(verdict.accused)} of {verdict.n} accused"
             progress(done + 1, len(labels), text)
     return _ranked(verdicts)
+
+
+def _present(split: "Split", labels: Sequence[int] | None) -> list[int]:
+    """Check that there are images of some classes, or list all that have some."""
+    present = np.unique(split.labels.numpy()).tolist()
+    if missing := sorted(set(map(int, labels or ())) - set(present)):
+        raise ValueError(f"there are no images of classes {missing}; there are {present}")
+    return present if labels is None else [int(label) for label in labels]
 
 
 def _ranked(verdicts: list[ClassVerdict]) -> list[ClassVerdict]:
@@ -231,16 +236,16 @@ def examine(
     ValueError
         If ``classes`` is neither, or a class has no images.
     """
-    asked = {"classes": classes, "per_class": per_class}
+    words = classes.replace(",", " ").split()
+    if classes != "all" and not (words and all(word.isdecimal() for word in words)):
+        raise ValueError(f"classes is {classes!r}; expected 'all' or labels such as '2 5 7'")
+    labels = None if classes == "all" else sorted({int(word) for word in words})
+    asked = {"classes": " ".join(map(str, labels)) if labels else "all", "per_class": per_class}
     if run.has("scan") and asked.items() <= run.load("scan")["result"].items():
         return
-    words = None if classes == "all" else classes.replace(",", " ").split()
-    if words is not None and not (words and all(word.isdecimal() for word in words)):
-        raise ValueError(f"classes is {classes!r}; expected 'all' or labels such as '2 5 7'")
-    labels = [int(word) for word in words] if words else None
     train, model = load_poisoned(run, folder)[2].train, load_model(run, device)
     begin = time.perf_counter()
-    first_shares, middle = first_check(model, train, device), time.perf_counter()
+    first_shares, middle = first_check(model, train, device, labels=labels), time.perf_counter()
     verdicts = two_rounds(
         model, train, device, per_class=per_class, labels=labels, carriers=8, progress=progress
     )
@@ -297,22 +302,25 @@ def collect(runs: Iterable[Run]) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        One row a network: ``scenario``, ``classes`` and ``images`` (looked at), ``target`` (the
-        attacked class, None if there is none), ``named`` (labels of the classes called poisoned,
+        One row a network: ``scenario``, ``classes`` and ``images`` (looked at), ``per_class`` (size
+        of a sample), ``target`` (the attacked class, None if there is none or if it was not looked
+        at), ``named`` (labels of the classes called poisoned,
         and who was heard), ``accused`` images, ``accused_wrongly`` among them, and ``seconds``.
     """
     rows = []
     for run in runs:
         found, record = run.arrays("scan"), run.load("scan")
         poisoned = Manifest(**run.arrays("attack")).poisoned_ids
-        attacked = run.scenario.target_class if len(poisoned) else None
+        attacked = run.scenario.target_class
+        known = len(poisoned) and attacked in found["label"]
         named = record["result"]["named"].items()
         rows.append(
             {
                 "scenario": str(run.scenario),
                 "classes": len(found["label"]),
                 "images": int(found["n"].sum()),
-                "target": attacked,
+                "per_class": record["result"]["per_class"],
+                "target": attacked if known else None,
                 "named": ", ".join(f"{k} ({' and '.join(v)})" for k, v in named) or "none",
                 "accused": len(found["accused"]),
                 "accused_wrongly": int((~np.isin(found["accused"], poisoned)).sum()),
@@ -324,7 +332,12 @@ def collect(runs: Iterable[Run]) -> pd.DataFrame:
 
 
 def first_check(
-    model: nn.Module, split: "Split", device: torch.device, *, batch_size: int = 256
+    model: nn.Module,
+    split: "Split",
+    device: torch.device,
+    *,
+    labels: Sequence[int] | None = None,
+    batch_size: int = 256,
 ) -> dict[int, float]:
     """Cut the activations of every class in two, as Activation Clustering does.
 
@@ -339,23 +352,28 @@ def first_check(
         Its training images, with the labels it was trained on.
     device : torch.device
         Where to compute.
+    labels : sequence of int, optional
+        Classes to look at; all that occur if left out.
     batch_size : int
         Images at a time.
 
     Returns
     -------
     dict
-        Share of the smaller group in [0, 0.5] by class; NaN for a class of one image. The poisoned
+        Share of the smaller group in [0, 0.5] by class; NaN for a class that cannot be cut, of one
+        image or of equal activations. The poisoned
         group of a class is small, but a class without poison is cut in two as well, often into
         unequal parts.
     """
-    network, layer, shares = Network(model, device), model.penultimate, {}
-    for label in map(int, np.unique(split.labels.numpy())):
+    labels, shares = _present(split, labels), {}
+    network, layer = Network(model, device), model.penultimate
+    for label in labels:
         with torch.inference_mode():
             batches = [
                 network.forward(network.images(some), keep=(layer,)).values[layer].flatten(1).cpu()
                 for some in split.images[split.labels == label].split(batch_size)
             ]
         X = torch.cat(batches).numpy()
-        shares[label] = ActivationClustering().fit(X).poisoned_.mean() if len(X) > 1 else np.nan
+        several = np.ptp(X, axis=0).any()
+        shares[label] = ActivationClustering().fit(X).poisoned_.mean() if several else np.nan
     return shares

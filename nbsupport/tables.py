@@ -352,6 +352,8 @@ def _figure(value: float) -> str:
 
 def _share(k: float, n: int) -> str:
     """Write k of n in percent; "100" stands for all of them, not for 99.96 %."""
+    if not n:
+        return "–"
     return "100" if k == n else f"{100 * k / n:.{1 if 100 * k / n < 99.95 else 2}f}"
 
 
@@ -514,6 +516,7 @@ def export(
     named = (*table.get("experiment", ()), *table.get("scenario", ()))
     about = set(map(experiment, named))
     text = table.map(lambda value: f"{value:.2f}" if isinstance(value, float) else value)
+    text = text.where(table.notna(), "–")
     if list(table.columns) == COLUMNS:
         text = readable(table)
     elif "method" in table:

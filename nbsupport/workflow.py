@@ -14,10 +14,10 @@ from pathlib import Path
 from statistics import mean
 
 from nbsupport import ROOT
-from nbsupport.artifacts import CHAIN, STAGES, Run
+from nbsupport.artifacts import CHAIN, STAGES, Run, wanted
 from nbsupport.scenarios import Profile, Scenario
 
-__all__ = ["Progress", "command", "execute", "grid", "outdated", "progress", "wanted"]
+__all__ = ["Progress", "command", "execute", "grid", "outdated", "progress"]
 
 STARTUP = 10.0
 """Seconds from the start of a job to the first line of its notebook: Snakemake, kernel, torch."""
@@ -138,11 +138,6 @@ def execute(
                 pass  # the terminal has told it as well: wait until it has tidied up
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def wanted(scenario: Scenario) -> tuple[str, ...]:
-    """List the stages of a run; a clean one serves as surrogate and holds no poison to detect."""
-    return CHAIN[: 2 if scenario.attack == "clean" else None]
 
 
 def outdated(runs: Sequence[Run], stage: str | None = None) -> list[Path]:

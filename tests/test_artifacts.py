@@ -384,6 +384,10 @@ def test_a_clean_network_needs_no_detection_to_be_scanned(saved):
         run.save("scan", {"label": np.arange(2)}, {}, made_from=((run, "training"),))
         run.path("detection").unlink()
     assert finished_runs(saved.runs, stage="scan") == [clean]
+    # What it does not need must be sound all the same where somebody asks for it.
+    finish(clean)
+    clean.path("relevance").unlink()
+    assert finished_runs(saved.runs) == []
     clean.path("training").unlink()
     assert finished_runs(saved.runs, stage="scan") == []
 

@@ -270,7 +270,8 @@ def test_wrong_settings_stop_the_workflow_before_it_writes(tmp_path, config, wor
 
 
 @pytest.mark.parametrize(
-    ("name", "missing"), [("02_training", "01_attacks"), ("04_gw_clustering", "03_lrp")]
+    ("name", "missing"),
+    [("02_training", "01_attacks"), ("04_gw_clustering", "03_lrp"), ("06_beyond", "01_attacks")],
 )
 def test_a_notebook_opened_too_early_names_the_command(tmp_path, name, missing):
     out = tmp_path / "out.ipynb"
@@ -328,6 +329,19 @@ def test_notebook_6_scans_filters_and_trains_again(chain, run, tmp_path):
     table = pd.read_csv(run.folder / "beyond.csv")
     assert list(table["filter"]) == ["before", "perfect"]
     assert list(table["poison_left"]) == [len(poisoned), 0]
+
+    # Notebook 5 gathers both.
+    place = {"profile": "tiny", "runs": chain[0], "figures_folder": tmp_path / "figures"}
+    done = papermill("05_results", tmp_path / "05.ipynb", "nbsupport", **place, interactive=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    scans = pd.read_csv(tmp_path / "figures" / "scans.csv")
+    assert scans[["scenario", "classes", "per_class", "target"]].to_numpy().tolist() == [
+        [SCENARIO, 2, 12, 5],
+    ]  # fmt: skip
+    after = pd.read_csv(tmp_path / "figures" / "after_detection.csv")
+    assert list(after["filter"]) == ["before", "perfect"]
+    told = json.loads((tmp_path / "figures" / "after_detection.json").read_text())
+    assert "retrained/perfect/training" in told["runs"][f"tiny/{SCENARIO}"]
 
 
 def test_what_notebook_6_needs_is_planned_and_nothing_twice(tmp_path):

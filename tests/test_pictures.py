@@ -115,3 +115,12 @@ def test_a_coupling_joins_the_pixels_that_it_matches(T, met):
     # The right image begins 42 pixels further on.
     assert {(int(a[1]), int(b[1])) for a, b in strong} == set(map(tuple, np.argwhere(T)))
     assert {(a[0], b[0]) for a, b in strong} == {(0, 42)}
+
+
+def test_sixty_lines_are_enough():
+    T = np.random.default_rng(0).random((9, 8))
+    fig = pictures.coupling_lines(IMAGES[:2], (cloud(9), cloud(8)), T)
+    (lines,) = [c for c in fig.axes[0].collections if isinstance(c, LineCollection)]
+    rows = {(int(a[1]), int(b[1])) for a, b in lines.get_segments()}
+    assert rows == {(i, j) for i, j in np.argwhere(np.sort(T, axis=None)[-60] <= T)}
+    assert fig.axes[0].get_title("left").startswith("each pixel meets about ")

@@ -271,6 +271,9 @@ def test_rounds_of_two_means_show_who_changed_sides():
     rings = [ax.collections[-1].get_offsets() for ax in fig.axes]
     assert len(rings[0]) == 0
     assert np.allclose(rings[1], [[0.2, 0.2]])
+    first, second = (c.get_offsets() for c in fig.axes[0].collections[:2])
+    assert np.allclose(first, [[0.1, 0.2]])
+    assert np.allclose(second, [[0.2, 0.2], [0.6, np.sqrt(0.14)]])
     stars = [line.get_xydata()[0] for line in fig.axes[0].lines]
     assert np.allclose(stars, [[0.1, 0.1], [0.25, 0.25]])
     assert [line.get_color() for line in fig.axes[0].lines] == ["C0", "C3"]
@@ -289,6 +292,10 @@ def test_classes_are_ranked_and_the_named_one_stands_out():
     assert np.allclose([bar[:2] for bar in bars], [(0, 15), (1, 1), (2, 0)])
     assert [bar[2] for bar in bars] == [figures.POISONED, figures.CLEAN, figures.CLEAN]
     assert first.lines[0].get_ydata().tolist() == [0.5, 2.5, 1.0]
+    rare = SCANNED.assign(limit=[0.5, 500.0, 1.0], present=[True, True, False])
+    (ax,) = plots.suspicious_classes({"rare": rare}).axes
+    assert ax.get_title("left") == "rare: 5, 2 are called poisoned"
+    assert ax.get_ylim()[1] < 100
 
 
 def test_the_first_check_rings_below_the_alarm():

@@ -246,13 +246,25 @@ def test_second_networks_of_all_runs_stand_in_one_table(run):
     retraining.retrain(run, "perfect", "auto", CPU)
     other = run.of(Scenario("standard", percent="33"))
     other.save("training", network(seed=0).state_dict(), run.load("training")["result"])
-    table = retraining.collect([other, run])
+    third = run.of(Scenario("standard", percent="15", repetition=1))
+    attack = run.arrays("attack")
+    third.save("attack", attack, run.load("attack")["result"])
+    third.save("training", network(seed=0).state_dict(), run.load("training")["result"])
+    verdicts = run.arrays("detection")
+    third.save("detection", verdicts, {}, made_from=((third, "attack"),))
+    retraining.choose(third, "random")
+    retraining.retrain(third, "random", "auto", CPU)
+    table = retraining.collect([other, run, third])
     assert table.columns[:2].tolist() == ["scenario", "filter"]
-    assert table["scenario"].tolist() == [str(run.scenario)] * 2, "the other has no second network"
-    assert table["filter"].tolist() == ["before", "perfect"]
+    names = [str(run.scenario)] * 2 + [str(third.scenario)] * 2
+    assert table["scenario"].tolist() == names, "the other has no second network"
+    assert table["filter"].tolist() == ["before", "perfect", "before", "random"]
     stages = ("training", "retrained/perfect/training", "retrained/random/training")
     (told,) = results.provenance([run], stages)["runs"].values()
     assert list(told) == list(stages[:2])
+    run.path("training").unlink()
+    with pytest.raises(ArtifactError, match=r"training\.json is missing"):
+        results.provenance([run], stages)
 
 
 def test_label_consistent_attacks_are_compared_by_their_masr(run, dataset):

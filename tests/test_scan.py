@@ -169,8 +169,12 @@ def test_the_first_check_cuts_the_activations_of_each_class():
     assert shares == {1: pytest.approx(0.4), 5: pytest.approx(0.25)}
 
 
-def test_a_class_of_one_image_cannot_be_cut(poisoned):
+def test_a_class_of_one_image_or_of_equal_ones_cannot_be_cut(poisoned):
     model = build("inception", dropout=0.0)
+    poisoned.images[120:124] = 7
+    alike = scan.first_check(model, poisoned.select([*range(120, 124), 180, 181]), CPU, labels=[2])
+    assert list(alike) == [2]
+    assert np.isnan(alike[2])
     shares = scan.first_check(model, poisoned.select([0, 60, 61, 62, 63]), CPU)
     assert np.isnan(shares[0])
     assert 0 < shares[1] <= 0.5
@@ -181,7 +185,7 @@ def test_a_scan_is_kept_until_another_is_asked_for(poisoned, monkeypatch, tmp_pa
     data, seen = SimpleNamespace(train=poisoned), []
     monkeypatch.setattr(scan, "load_poisoned", lambda *_: (None, None, data))
     monkeypatch.setattr(scan, "load_model", lambda *_: Wavering())
-    monkeypatch.setattr(scan, "first_check", lambda *_: dict.fromkeys(range(6), 0.25))
+    monkeypatch.setattr(scan, "first_check", lambda *_, **__: dict.fromkeys(range(6), 0.25))
     for classes, bad in (("5 x", "'5 x'"), ("", "''"), ("5 -1", "'5 -1'")):
         with pytest.raises(ValueError, match=f"classes is {bad}; expected 'all' or labels"):
             scan.examine(run, "auto", CPU, per_class=40, classes=classes)
@@ -194,10 +198,16 @@ def test_a_scan_is_kept_until_another_is_asked_for(poisoned, monkeypatch, tmp_pa
     labels, found = ask(classes="5, 1")
     assert (labels, found["named"], len(seen)) == ([5, 1], {"5": ["evidence"]}, 2)
     assert set(found["seconds"]) == {"first check", "scan"}
-    assert ask(classes="5, 1") == (labels, found)
+    assert ask(classes="1 5 5") == (labels, found)
     assert len(seen) == 2
     assert sorted(ask()[0]) == list(range(6))
     assert len(seen) == 8
+    scan.examine(run, "auto", CPU, per_class=30)
+    assert set(run.arrays("scan")["n"][1:]) == {30}
+    assert run.load("scan")["result"]["per_class"] == 30
+    # It is of this network and of no other.
+    run.save("training", {"w": torch.zeros(1)}, run.load("training")["result"])
+    assert not run.has("scan")
 
 
 def test_scans_are_told_against_the_truth(tmp_path):
@@ -209,21 +219,33 @@ def test_scans_are_told_against_the_truth(tmp_path):
     poisoned.save("attack", zeros | {"cover": zeros["ids"] == 8}, {})
     clean.save("attack", {name: np.zeros(0, int) for name in (*names, "cover")}, {})
     # Image 8 is a cover image: whoever accuses it is wrong.
-    poisoned.save("scan", told | {"accused": np.array([1, 2, 8])}, {"named": {5: ["evidence"]}})
-    clean.save("scan", told | {"accused": np.zeros(0, int)}, {"named": {}}, seconds=3)
+    poisoned.save(
+        "scan",
+        told | {"accused": np.array([1, 2, 8])},
+        {"named": {5: ["evidence"]}, "per_class": 60},
+    )
+    clean.save(
+        "scan", told | {"accused": np.zeros(0, int)}, {"named": {}, "per_class": 9}, seconds=3
+    )
     assert scan.collect([poisoned, clean]).to_dict("records") == [
         {
-            "scenario": "standard-s3-p15-r0", "classes": 2, "images": 70, "target": 5,
+            "scenario": "standard-s3-p15-r0", "classes": 2, "images": 70, "per_class": 60,
+            "target": 5,
             "named": "5 (evidence)", "accused": 3, "accused_wrongly": 1, "seconds": 0.0,
         },
         {
-            "scenario": "clean-r0", "classes": 2, "images": 70, "target": None,
+            "scenario": "clean-r0", "classes": 2, "images": 70, "per_class": 9, "target": None,
             "named": "none", "accused": 0, "accused_wrongly": 0, "seconds": 3.0,
         },
     ]  # fmt: skip
     assert len(scan.collect([])) == 0
+    others = {"label": np.array([2, 7]), "n": np.ones(2, int), "accused": np.zeros(0, int)}
+    poisoned.save("scan", others, {"named": {}, "per_class": 9})
+    assert scan.collect([poisoned])["target"][0] is None, "nobody asked about class 5"
 
 
 def test_classes_without_images_are_refused(poisoned):
     with pytest.raises(ValueError, match=r"no images of classes \[9\]; there are \[0, 1"):
         scan.scan(Wavering(), poisoned, CPU, labels=[5, 9])
+    with pytest.raises(ValueError, match=r"no images of classes \[9\]"):
+        scan.first_check(Wavering(), poisoned, CPU, labels=[9])

@@ -340,3 +340,20 @@ def test_results_table_reads_well():
     assert html == tables.results_table(table, caption="As printed").to_html()
     with pytest.raises(ValueError, match="occur twice"):
         tables.results_table(pd.concat([table, table]))
+
+
+def test_what_has_no_value_is_a_dash(tmp_path):
+    table = pd.DataFrame({"low": [1.5, math.nan], "target": [5, None]}, dtype=object)
+    paths = tables.export(table, "gaps", tmp_path, {"runs": {}})
+    csv, markdown, latex, _ = (path.read_text() for path in paths)
+    assert csv.splitlines()[2] == ","
+    assert markdown.splitlines()[-1] == "| – | – |"
+    assert "NaN" not in latex
+    assert "None" not in latex
+
+
+def test_a_rate_of_no_images_is_none(make):
+    methods = ("activation", "heatmap", "mixture", OURS)
+    run = make("standard-s3-p15-r0", **dict.fromkeys(methods, (1, 0, 60, 0)))
+    (line,) = tables.detections(results.collect([run]).assign(n_tp=0)).to_dict("records")
+    assert line["PoisonDetector"] == "100 / – / 100"

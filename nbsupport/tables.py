@@ -311,8 +311,10 @@ def detections(
         star = " *" * bool(runs["attack_took"].eq(False).any())
         ours = found[methods[-1]]
         rates = {figures.method_style(m).label: _three_rates(found[m]) for m in methods}
-        if printed := paper.published(f"{name}-r0", PROPOSED):
-            rates["the paper's"] = " / ".join(_figure(printed.comparable(r)) for r in RATES)
+        printed = paper.published(f"{name}-r0", PROPOSED)
+        values = [printed.comparable(r) for r in RATES] if printed else [math.nan]
+        if not all(map(math.isnan, values)):
+            rates["the paper's"] = " / ".join(map(_figure, values))
         n = ours[["n_poisoned", "n_class"]].mean()
         lines.append(
             {

@@ -17,7 +17,6 @@ from torch import nn
 
 from nbsupport import evidence, lrp
 from nbsupport.artifacts import Run
-from nbsupport.attacks import Manifest
 from nbsupport.baselines import ActivationClustering
 from nbsupport.evaluation import load_model, load_poisoned
 from nbsupport.graph import Network
@@ -26,7 +25,16 @@ from nbsupport.poison_detector import PoisonDetector
 if TYPE_CHECKING:
     from nbsupport.data import Split
 
-__all__ = ["ClassVerdict", "arrays", "collect", "examine", "first_check", "scan", "two_rounds"]
+__all__ = [
+    "ClassVerdict",
+    "arrays",
+    "collect",
+    "examine",
+    "first_check",
+    "scan",
+    "two_rounds",
+    "without_poison",
+]
 
 Progress = Callable[[int, int, str], None]
 
@@ -310,7 +318,7 @@ def collect(runs: Iterable[Run]) -> pd.DataFrame:
     rows = []
     for run in runs:
         found, record = run.arrays("scan"), run.load("scan")
-        poisoned = Manifest(**run.arrays("attack")).poisoned_ids
+        poisoned = _poisoned_ids(run)
         attacked = run.scenario.target_class
         known = len(poisoned) and attacked in found["label"]
         named = record["result"]["named"].items()
@@ -329,6 +337,45 @@ def collect(runs: Iterable[Run]) -> pd.DataFrame:
         )
     # A column of labels and a None would become one of floating-point numbers.
     return pd.DataFrame(rows, dtype=object)
+
+
+def _poisoned_ids(run: Run) -> np.ndarray:
+    attack = run.arrays("attack")
+    return attack["ids"][~attack["cover"]]
+
+
+def without_poison(runs: Iterable[Run]) -> pd.DataFrame:
+    """Ask the detector about the clean images of each attacked class: nobody should be accused.
+
+    Parameters
+    ----------
+    runs : iterable of Run
+        Runs with the stage "relevance".
+
+    Returns
+    -------
+    DataFrame
+        One row a run: ``scenario``, ``images`` (clean ones of the class), ``n_strong``,
+        ``silhouette`` (NaN if it was not measured), ``called_poisoned`` and ``accused``.
+    """
+    rows = []
+    for run in runs:
+        found = run.arrays("relevance")
+        clean = ~np.isin(found["ids"], _poisoned_ids(run))
+        pieces = evidence.Evidence.from_arrays(found)
+        told = pieces.table(found["heatmaps_squared"], found["activations"])
+        judge = PoisonDetector(sides=len(pieces.sides)).fit(told[clean])
+        rows.append(
+            {
+                "scenario": str(run.scenario),
+                "images": int(clean.sum()),
+                "n_strong": judge.n_strong_,
+                "silhouette": np.nan if judge.silhouette_ is None else judge.silhouette_,
+                "called_poisoned": judge.present_,
+                "accused": int(judge.poisoned_.sum()),
+            }
+        )
+    return pd.DataFrame(rows)
 
 
 def first_check(

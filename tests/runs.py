@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from nbsupport.evidence import Evidence
 from nbsupport.metrics import Confusion
 
 METHODS = ("raw", "heatmap")
@@ -75,7 +76,14 @@ def finish(run, methods=METHODS, seed=0, **training):
         made_from=own + inputs, device="cuda", seconds=100,
     )  # fmt: skip
     maps = rng.random((12, 32, 32)).astype("float32")
-    relevance = {"ids": np.arange(12), "heatmaps_gamma": maps, "heatmaps_released": maps}
+    names = ("heatmaps_gamma", "heatmaps_released", "heatmaps_squared")
+    relevance = {"ids": np.arange(12), "activations": rng.random((12, 4))}
+    relevance |= dict.fromkeys(names, maps)
+    cells, margins = np.zeros((12, 2), int), rng.random((12, 2))
+    unknown = np.full((12, 2), np.nan)
+    relevance |= Evidence(
+        (3, 5), cells, cells, margins[:, 0], margins, cells, unknown, unknown
+    ).arrays()
     seen = {"relevance mass on the trigger (%)": 50.0 + seed, "pointing game (%)": 100.0}
     explained = {
         "n": 12,

@@ -1,4 +1,3 @@
-from dataclasses import fields
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,7 +8,6 @@ from test_evidence import CPU, YELLOW, Rigged, sign
 
 from nbsupport import evidence, lrp, scan
 from nbsupport.artifacts import Run
-from nbsupport.attacks import Manifest
 from nbsupport.data import Split
 from nbsupport.models import build
 from nbsupport.poison_detector import PoisonDetector
@@ -214,10 +212,8 @@ def test_scans_are_told_against_the_truth(tmp_path):
     told = {"label": np.array([5, 2]), "n": np.array([40, 30])}
     poisoned = finish(Run(tmp_path, PROFILES["tiny"], Scenario("standard", percent="15")))
     clean = finish(poisoned.of(Scenario("clean")))
-    names = [field.name for field in fields(Manifest) if field.name != "cover"]
-    zeros = {name: np.zeros(9, int) for name in names} | {"ids": np.arange(9)}
-    poisoned.save("attack", zeros | {"cover": zeros["ids"] == 8}, {})
-    clean.save("attack", {name: np.zeros(0, int) for name in (*names, "cover")}, {})
+    poisoned.save("attack", {"ids": np.arange(9), "cover": np.arange(9) == 8}, {})
+    clean.save("attack", {"ids": np.zeros(0, int), "cover": np.zeros(0, bool)}, {})
     # Image 8 is a cover image: whoever accuses it is wrong.
     poisoned.save(
         "scan",
@@ -242,6 +238,25 @@ def test_scans_are_told_against_the_truth(tmp_path):
     others = {"label": np.array([2, 7]), "n": np.ones(2, int), "accused": np.zeros(0, int)}
     poisoned.save("scan", others, {"named": {}, "per_class": 9})
     assert scan.collect([poisoned])["target"][0] is None, "nobody asked about class 5"
+
+
+def test_the_clean_part_of_a_class_is_asked_about_alone(tmp_path, monkeypatch):
+    """Of sixty images nine are poisoned; the two kinds come in no order."""
+    run = finish(Run(tmp_path, PROFILES["tiny"], Scenario("standard", percent="15")))
+    rng = np.random.default_rng(0)
+    ids, table = rng.permutation(60), rng.normal(size=(60, 11)) / 9 + 1
+    table[ids < 9, :3] *= 50
+    rows = {"ids": ids, "heatmaps_squared": ids, "activations": ids}
+    run.save("relevance", rows, {}, made_from=((run, "training"),))
+    run.save("attack", {"ids": np.arange(9), "cover": np.zeros(9, bool)}, {})
+    asked, told = [], SimpleNamespace(table=lambda *_: table, sides=(3, 5))
+    monkeypatch.setattr(evidence.Evidence, "from_arrays", lambda _: told)
+    fit = PoisonDetector.fit
+    monkeypatch.setattr(PoisonDetector, "fit", lambda self, X: asked.append(X) or fit(self, X))
+    (line,) = scan.without_poison([run]).to_dict("records")
+    assert np.array_equal(asked[0], table[ids >= 9])
+    assert (line["scenario"], line["images"]) == ("standard-s3-p15-r0", 51)
+    assert (line["called_poisoned"], line["accused"], line["n_strong"]) == (False, 0, 0)
 
 
 def test_classes_without_images_are_refused(poisoned):

@@ -12,12 +12,15 @@ import pandas as pd
 import torch
 
 from nbsupport import metrics
-from nbsupport.artifacts import FILTERS, Run, checksum
+from nbsupport.artifacts import FILTERS, STAGES, Run, checksum
 from nbsupport.evaluation import evaluate, load_poisoned
 from nbsupport.models import build
 from nbsupport.training import fit, identity
 
-__all__ = ["choose", "collect", "compare", "retrain"]
+__all__ = ["SECOND", "choose", "collect", "compare", "retrain"]
+
+SECOND = tuple(name for name in STAGES if name.startswith("retrained/"))
+"""Stages that choices of images and second networks are, of all filters."""
 
 Progress = Callable[[int, int, str], None]
 

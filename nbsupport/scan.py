@@ -17,6 +17,7 @@ from torch import nn
 
 from nbsupport import evidence, lrp
 from nbsupport.artifacts import Run
+from nbsupport.attacks import Manifest
 from nbsupport.baselines import ActivationClustering
 from nbsupport.evaluation import load_model, load_poisoned
 from nbsupport.graph import Network
@@ -312,13 +313,13 @@ def collect(runs: Iterable[Run]) -> pd.DataFrame:
     DataFrame
         One row a network: ``scenario``, ``classes`` and ``images`` (looked at), ``per_class`` (size
         of a sample), ``target`` (the attacked class, None if there is none or if it was not looked
-        at), ``named`` (labels of the classes called poisoned,
-        and who was heard), ``accused`` images, ``accused_wrongly`` among them, and ``seconds``.
+        at), ``named`` (labels of the classes called poisoned, and who was heard), ``accused``
+        images, ``accused_wrongly`` among them, and ``seconds``.
     """
     rows = []
     for run in runs:
         found, record = run.arrays("scan"), run.load("scan")
-        poisoned = _poisoned_ids(run)
+        poisoned = Manifest(**run.arrays("attack")).poisoned_ids
         attacked = run.scenario.target_class
         known = len(poisoned) and attacked in found["label"]
         named = record["result"]["named"].items()
@@ -339,11 +340,6 @@ def collect(runs: Iterable[Run]) -> pd.DataFrame:
     return pd.DataFrame(rows, dtype=object)
 
 
-def _poisoned_ids(run: Run) -> np.ndarray:
-    attack = run.arrays("attack")
-    return attack["ids"][~attack["cover"]]
-
-
 def without_poison(runs: Iterable[Run]) -> pd.DataFrame:
     """Ask the detector about the clean images of each attacked class: nobody should be accused.
 
@@ -361,7 +357,7 @@ def without_poison(runs: Iterable[Run]) -> pd.DataFrame:
     rows = []
     for run in runs:
         found = run.arrays("relevance")
-        clean = ~np.isin(found["ids"], _poisoned_ids(run))
+        clean = ~np.isin(found["ids"], Manifest(**run.arrays("attack")).poisoned_ids)
         pieces = evidence.Evidence.from_arrays(found)
         told = pieces.table(found["heatmaps_squared"], found["activations"])
         judge = PoisonDetector(sides=len(pieces.sides)).fit(told[clean])

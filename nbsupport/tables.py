@@ -340,11 +340,8 @@ def _rank(name: str) -> tuple:
 
 
 def _three_rates(rows: pd.DataFrame) -> str:
-    right = {"acc": ["n_tp", "n_tn"], "tpr": ["n_tp"], "tnr": ["n_tn"]}
-    return " / ".join(
-        _share(*(rows[names].sum().sum() for names in (right[rate], _IMAGES[rate])))
-        for rate in RATES
-    )
+    counts = rows.sum(numeric_only=True)
+    return " / ".join(_share(*metrics.hits(counts, rate)) for rate in RATES)
 
 
 def _figure(value: float) -> str:

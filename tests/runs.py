@@ -1,9 +1,12 @@
 """Finished runs that nobody computed: sound artefacts with invented content, in milliseconds."""
 
+from dataclasses import fields
+
 import numpy as np
 import pandas as pd
 import torch
 
+from nbsupport.attacks import Manifest
 from nbsupport.evidence import Evidence
 from nbsupport.metrics import Confusion
 
@@ -42,6 +45,12 @@ def detected(tp, fn, tn, fp):
     return rates | counts | {"auroc": 97.5, "seconds": 1.25}
 
 
+def manifest(n, **columns):
+    """Columns of a manifest of n training images, all of them poisoned."""
+    zeros = {field.name: np.zeros(n, int) for field in fields(Manifest)}
+    return zeros | {"ids": np.arange(n), "cover": np.zeros(n, bool)} | columns
+
+
 def finish(run, methods=METHODS, seed=0, **training):
     """Leave the records of a finished run; ``methods`` are names, or names with their rates."""
     clean = run.scenario.attack == "clean"
@@ -65,8 +74,7 @@ def finish(run, methods=METHODS, seed=0, **training):
     }
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (9, 3, 32, 32), dtype=np.uint8)
-    attack = {"ids": np.arange(9), "split": np.zeros(9, int), "cover": np.zeros(9, bool)}
-    run.save("attack", attack | {"images": images}, {}, seconds=2)
+    run.save("attack", manifest(9, images=images), {}, seconds=2)
     own, inputs = ((run, "attack"),), ()
     if run.scenario.needs_surrogate:
         surrogate = run.of(run.scenario.surrogate)

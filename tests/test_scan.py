@@ -3,7 +3,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from runs import finish
+from runs import finish, manifest
 from test_evidence import CPU, YELLOW, Rigged, sign
 
 from nbsupport import evidence, lrp, scan
@@ -212,8 +212,8 @@ def test_scans_are_told_against_the_truth(tmp_path):
     told = {"label": np.array([5, 2]), "n": np.array([40, 30])}
     poisoned = finish(Run(tmp_path, PROFILES["tiny"], Scenario("standard", percent="15")))
     clean = finish(poisoned.of(Scenario("clean")))
-    poisoned.save("attack", {"ids": np.arange(9), "cover": np.arange(9) == 8}, {})
-    clean.save("attack", {"ids": np.zeros(0, int), "cover": np.zeros(0, bool)}, {})
+    poisoned.save("attack", manifest(9, cover=np.arange(9) == 8), {})
+    clean.save("attack", manifest(0), {})
     # Image 8 is a cover image: whoever accuses it is wrong.
     poisoned.save(
         "scan",
@@ -248,7 +248,7 @@ def test_the_clean_part_of_a_class_is_asked_about_alone(tmp_path, monkeypatch):
     table[ids < 9, :3] *= 50
     rows = {"ids": ids, "heatmaps_squared": ids, "activations": ids}
     run.save("relevance", rows, {}, made_from=((run, "training"),))
-    run.save("attack", {"ids": np.arange(9), "cover": np.zeros(9, bool)}, {})
+    run.save("attack", manifest(9), {})
     asked, told = [], SimpleNamespace(table=lambda *_: table, sides=(3, 5))
     monkeypatch.setattr(evidence.Evidence, "from_arrays", lambda _: told)
     fit = PoisonDetector.fit

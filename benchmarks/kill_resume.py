@@ -7,10 +7,11 @@
 Each kill is SIGKILL to the whole process group, at a moment drawn evenly from the duration of the
 undisturbed run. A run that finishes before its kill is compared, and the next kill meets a new one.
 Compared byte for byte: results.csv without the column `seconds`, all tables, and the payload of
-every stage. Exit status 1 if anything differs.
+every stage. What differs is shown, line by line where it is text. Exit status 1 if anything does.
 """
 
 import argparse
+import difflib
 import json
 import os
 import random
@@ -98,6 +99,16 @@ class Chain:
         return found
 
 
+def differences(expected: dict[str, str], found: dict[str, str]) -> dict[str, list[str]]:
+    """Lines that were expected (-) and lines that came instead (+), of each thing that differs."""
+    told = {}
+    for name in sorted({*expected, *found}):
+        pair = [side.get(name, "nothing").splitlines() for side in (expected, found)]
+        if pair[0] != pair[1]:
+            told[name] = list(difflib.unified_diff(*pair, n=0, lineterm=""))[2:]
+    return told
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--profile", default="demo")
@@ -109,7 +120,7 @@ def main():
     parser.add_argument("--minutes", type=int, default=60, help="time limit of each step")
     parser.add_argument("--json", help="write the kills and the verdict")
     options = parser.parse_args()
-    rng, kills, differing = random.Random(options.seed), [], set()
+    rng, kills, differing = random.Random(options.seed), [], {}
     with tempfile.TemporaryDirectory(prefix="kill-") as folder:
         # A copy, so that whoever edits the repository meanwhile does not change the experiment.
         code = Path(folder) / "code"
@@ -138,14 +149,15 @@ def main():
                     kills.append({"round": rounds, "seconds": moment, "there": chain.there()})
                     print(f"kill {len(kills)} after {moment:.1f} s: {chain.there()}", flush=True)
                     chain.unlock()
-            facts = chain.facts()
-            differing |= {n for n in {*facts, *expected} if facts.get(n) != expected.get(n)}
+            differing |= differences(expected, chain.facts())
             shutil.rmtree(chain.folder)
-    verdict = f"differ: {sorted(differing)}" if differing else "all the same"
+    for name, lines in differing.items():
+        print(f"{name} differs:", *lines, sep="\n")
+    verdict = f"{len(differing)} differ" if differing else "all the same"
     print(f"{len(kills)} kills in {rounds} runs, {len(expected)} things compared: {verdict}")
     if options.json:
         report = {"kills": kills, "runs": rounds, "compared": sorted(expected)}
-        report |= {"differing": sorted(differing), "seconds": duration, "profile": options.profile}
+        report |= {"differing": differing, "seconds": duration, "profile": options.profile}
         Path(options.json).write_text(json.dumps(report, indent=1) + "\n")
     sys.exit(bool(differing))
 

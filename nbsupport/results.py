@@ -165,8 +165,8 @@ def localisation(runs: Iterable[Run]) -> pd.DataFrame:
     -------
     DataFrame
         One row per run and composite: ``scenario``, ``composite``, the three measures of
-        `nbsupport.localisation` and the AUROC of clusterings on these heatmaps, in percent,
-        ``n`` (all images of the class) and ``seconds`` for their heatmaps.
+        `nbsupport.localisation` and the AUROC of clusterings on these heatmaps, in percent, and
+        ``n`` (all images of the class).
 
     Raises
     ------
@@ -180,7 +180,7 @@ def localisation(runs: Iterable[Run]) -> pd.DataFrame:
             {"scenario": str(run.scenario), "composite": composite}
             | seen
             | found["detection"].get(composite, {})
-            | {"n": found["n"], "seconds": round(found["seconds"][composite], 1)}
+            | {"n": found["n"]}
             for composite, seen in (found["localisation"] or {}).items()
         ]
     return pd.DataFrame(rows)

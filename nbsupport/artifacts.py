@@ -59,6 +59,8 @@ class Stage:
         Target of make that runs it, with all that it needs.
     option : str
         What a notebook that makes several stages must be told (its parameter ``make``).
+    needs_attack : bool
+        Whether a network that nobody attacked has no such stage.
     """
 
     name: str
@@ -67,6 +69,7 @@ class Stage:
     version: int = 1
     make: str = "run"
     option: str = ""
+    needs_attack: bool = False
 
 
 FILTERS = ("poison_detector", "heatmap", "perfect", "random")
@@ -75,7 +78,8 @@ FILTERS = ("poison_detector", "heatmap", "perfect", "random")
 
 def _retrained(name: str) -> tuple[Stage, Stage]:
     """Choose the images that a filter takes away; train without them."""
-    place, kind = f"retrained/{name}", {"notebook": "06_beyond", "make": "beyond"}
+    place = f"retrained/{name}"
+    kind = {"notebook": "06_beyond", "make": "beyond", "needs_attack": True}
     return (
         Stage(f"{place}/filter", f"{place}/removed.npz", option="filters", **kind),
         Stage(f"{place}/training", f"{place}/model.safetensors", option=name, **kind),
@@ -87,9 +91,9 @@ STAGES = {
     for stage in (
         Stage("attack", "attack.npz", "01_attacks"),
         Stage("training", "model.safetensors", "02_training"),
-        Stage("relevance", "relevance.npz", "03_lrp", version=2),
-        Stage("detection", "detection.npz", "04_gw_clustering", version=4),
-        Stage("ablation", "ablation.npz", "07_ablation", make="ablation"),
+        Stage("relevance", "relevance.npz", "03_lrp", version=2, needs_attack=True),
+        Stage("detection", "detection.npz", "04_gw_clustering", version=5, needs_attack=True),
+        Stage("ablation", "ablation.npz", "07_ablation", make="ablation", needs_attack=True),
         Stage("scan", "scan.npz", "06_beyond", version=3, make="beyond", option="scan"),
         *(stage for name in FILTERS for stage in _retrained(name)),
     )
@@ -104,7 +108,11 @@ CHAIN = tuple(name for name, stage in STAGES.items() if stage.make == "run")
 
 def wanted(scenario: Scenario) -> tuple[str, ...]:
     """List the stages of a run; a clean one serves as surrogate and holds no poison to detect."""
-    return CHAIN[: 2 if scenario.attack == "clean" else None]
+    return tuple(name for name in CHAIN if _possible(scenario, name))
+
+
+def _possible(scenario: Scenario, stage: str) -> bool:
+    return scenario.attack != "clean" or not STAGES[stage].needs_attack
 
 
 @dataclass(frozen=True)
@@ -143,7 +151,17 @@ class Run:
         return self.folder / STAGES[stage].payload
 
     def command(self, stage: str) -> str:
-        """Commands that make a stage, for error messages: with all it needs, or alone."""
+        """Commands that make a stage, for error messages: with all it needs, or alone.
+
+        Where nothing makes it (the relevance of a network that nobody attacked), the reason and
+        what to ask for instead.
+        """
+        if not _possible(self.scenario, stage):
+            made = ", ".join(name for name in STAGES if _possible(self.scenario, name))
+            return (
+                f"{self.scenario} is a network that nobody attacked and has no stage {stage!r}, "
+                f"only {made}; name an attacked scenario, such as {Scenario()}"
+            )
         name, target, option = (getattr(STAGES[stage], k) for k in ("notebook", "make", "option"))
         runs = shlex.quote(str(self.runs))
         out = shlex.quote(str(self.folder / f"{name}.ipynb"))
@@ -246,7 +264,9 @@ class Run:
         ArtifactError
             If it is missing, truncated, edited by hand, of another run, or older than its inputs.
         """
-        path, remedy = self.path(stage), f"make it with\n{self.command(stage)}"
+        path, remedy = self.path(stage), self.command(stage)
+        if _possible(self.scenario, stage):
+            remedy = f"make it with\n{remedy}"
         if not path.exists():
             raise ArtifactError(f"{path} is missing; {remedy}")
         try:

@@ -2,8 +2,10 @@
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Iterable
+from pathlib import Path
 
 from nbsupport import paper, workflow
 from nbsupport.artifacts import FILTERS, STAGES, ArtifactError, Run, finished_runs, wanted
@@ -43,7 +45,7 @@ def main(arguments: Iterable[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     place = argparse.ArgumentParser(add_help=False)
     place.add_argument("--profile", default="demo", help=f"one of {', '.join(PROFILES)}")
-    place.add_argument("--runs", default="data/runs", help="folder of all runs")
+    place.add_argument("--runs", type=_folder, default="data/runs", help="folder of all runs")
     images = argparse.ArgumentParser(add_help=False)
     images.add_argument("--data", default="auto", help="folder of GTSRB")
     named = argparse.ArgumentParser(add_help=False)
@@ -53,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     machine.add_argument("--gpus", type=_count(0), default=1, help="jobs on the GPU at a time")
     batch = argparse.ArgumentParser(add_help=False)
     batch.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
-    batch.add_argument("--minutes", type=int, help="time limit of each step")
+    batch.add_argument("--minutes", type=_count(1), help="time limit of each step")
     aside = sorted({stage.make for stage in STAGES.values()} - {"run"})
     batch.add_argument("--stage", choices=aside, help="make this, and only what it needs")
     batch.add_argument("--filters", nargs="*", choices=FILTERS, help="for --stage beyond")
@@ -89,6 +91,14 @@ def _list(text: str) -> tuple[str, ...]:
     return tuple(text.replace(",", " ").split())
 
 
+def _folder(text: str) -> Path:
+    folder = anchored(text)
+    there = next(each for each in (folder, *folder.parents) if each.exists())
+    if not there.is_dir():
+        raise argparse.ArgumentTypeError(f"{there} is a file; name a folder, new or there already")
+    return folder
+
+
 def _count(least: int):
     def number(text: str) -> int:
         if not text.isdecimal() or int(text) < least:
@@ -107,12 +117,12 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 def _chosen(options: argparse.Namespace) -> list[Run]:
     if not options.scenarios:
-        return finished_runs(anchored(options.runs), "training", str(_profile(options)))
+        return finished_runs(options.runs, "training", str(_profile(options)))
     return _runs(options, expand(" ".join(options.scenarios)))
 
 
 def _runs(options: argparse.Namespace, scenarios: Iterable[Scenario]) -> list[Run]:
-    return [Run(anchored(options.runs), _profile(options), each) for each in scenarios]
+    return [Run(options.runs, _profile(options), each) for each in scenarios]
 
 
 def _profile(options: argparse.Namespace) -> Profile:
@@ -146,7 +156,7 @@ def _sweep(options: argparse.Namespace) -> int:
     print(f"{len(scenarios)} run{'s' * (len(scenarios) > 1)}: {' '.join(map(str, scenarios))}")
     status = _execute(options, scenarios)
     if status == 0 and not options.dry_run:
-        print(f"results: {anchored(options.runs) / str(_profile(options)) / 'results.csv'}")
+        print(f"results: {options.runs / str(_profile(options)) / 'results.csv'}")
     return status
 
 
@@ -161,7 +171,7 @@ def _execute(options: argparse.Namespace, scenarios: tuple[Scenario, ...]) -> in
     said = workflow.progress(runs, jobs=options.jobs, gpus=options.gpus)
 
     def call(*words: str, watch=None) -> int:
-        config = {"runs": anchored(options.runs)}
+        config = {"runs": options.runs}
         config |= {name: getattr(options, name) for name in ("data", "device", "minutes")}
         config["filters"] = ",".join(options.filters or ()) or None
         machine = {"jobs": options.jobs, "gpus": options.gpus}
@@ -197,7 +207,8 @@ def _print_status(options: argparse.Namespace) -> None:
 
 def _print_summary(options: argparse.Namespace) -> None:
     """Print the rates of each run and method beside the paper's, then the same as JSON."""
-    runs, folder = _chosen(options), anchored(options.runs) / str(_profile(options))
+    runs, folder = _chosen(options), options.runs / str(_profile(options))
+    shown = ("acc", "tpr", "tnr")
     summary: dict[str, dict] = {}
     if any(run.profile.data == "synthetic" for run in runs):
         print("drawn signs: the paper's values, on GTSRB, are shown and no target")
@@ -218,18 +229,18 @@ def _print_summary(options: argparse.Namespace) -> None:
         print(f"  {'method':<22}{'ACC':>8}{'TPR':>8}{'TNR':>8}   paper: ACC / TPR / TNR")
         rates["methods"] = {}
         for method, found in run.load("detection")["result"]["methods"].items():
-            rates["methods"][method] = {key: found[key] for key in ("acc", "tpr", "tnr", "auroc")}
+            rates["methods"][method] = {key: found[key] for key in (*shown, "auroc")}
             row = paper.published(str(run.scenario), method)
-            printed = f"{row.acc} / {row.tpr} / {row.tnr}" if row and row.valid else "-"
-            ours = "".join(f"{_percent(found[key]):>8}" for key in ("acc", "tpr", "tnr"))
-            print(f"  {method:<22}{ours}   {printed}")
+            printed = [_percent(row.comparable(key)) for key in shown] if row else ["-"]
+            ours = "".join(f"{_percent(found[key]):>8}" for key in shown)
+            print(f"  {method:<22}{ours}   {' / '.join(printed)}")
     print(f"\nfigures and tables: {folder / 'figures'}")
     print(f"executed notebooks and artefacts: {folder / '<scenario>'}")
     print("summary: " + json.dumps(summary))
 
 
 def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
+    return "-" if value is None or math.isnan(value) else f"{value:.2f}"
 
 
 if __name__ == "__main__":

@@ -260,14 +260,19 @@ def pick_carriers(
     Raises
     ------
     ValueError
-        If the network reads none right.
+        If there is no other class, or the network reads none right.
     """
     rng = np.random.default_rng(seed)
     labels = split.labels.numpy()
     others = [c for c in np.unique(labels) if c != label]
+    if not others:
+        raise ValueError(
+            f"there is no image of another class than {label}, so nothing to paste into; two "
+            "classes are needed: pass the whole training set"
+        )
     tried = [rng.permutation(np.flatnonzero(labels == c))[:pool] for c in others]
-    rows = np.concatenate([*tried, np.empty(0, int)])
-    right = predict(model, split.images[rows], device).argmax(1).numpy() if len(rows) else rows
+    rows = np.concatenate(tried)
+    right = predict(model, split.images[rows], device).argmax(1).numpy()
     right = rows[right == labels[rows]]
     groups = [right[labels[right] == c] for c in others]
     ranked = [(k, rng.random(), row) for group in groups for k, row in enumerate(group)]

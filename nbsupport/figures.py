@@ -73,6 +73,7 @@ METHOD_STYLE = {
     "activation": Style("Activation Clustering", PALETTE[1], "s"),
     "activation_logits": Style("activations, logits", PALETTE[5], "v"),
     "heatmap": Style("Heatmap Clustering", PALETTE[0], "o"),
+    "heatmap_restarts": Style("Heatmap Clustering, best of ten starts", "#0b3d66", "H"),
     "heatmap_euclidean": Style("heatmaps, Euclidean", PALETTE[9], "D"),
     "mixture": Style("distance mixture", "#5b2a86", "*"),
     "heatmap_sliced": Style("heatmaps, sliced Wasserstein", "#805500", "h"),

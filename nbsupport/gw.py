@@ -46,12 +46,10 @@ __all__ = [
     "grid_distances",
     "grid_weights",
     "gw_value",
-    "lower_bound",
     "mean_distance",
     "mean_quantiles",
     "point_cloud",
     "random_structure",
-    "support_diameter",
     "top_relevance",
 ]
 
@@ -465,16 +463,8 @@ def distance_distribution(weights, shape: tuple[int, int] | None = None) -> Dist
     return DistanceDistribution(distances, mass / mass.sum(axis=1, keepdims=True), diameter)
 
 
-def support_diameter(weights, shape: tuple[int, int] | None = None) -> np.ndarray:
-    """Largest distance in pixels between kept pixels, shape (n,): the maximum of each C.
-
-    Parameters are those of `distance_distribution`.
-    """
-    return _diameter(_as_grid(weights, shape))
-
-
 def _diameter(grid: np.ndarray) -> np.ndarray:
-    """Compute the diameters of the supports of maps (n, H, W).
+    """Compute the diameters in pixels of the supports of maps (n, H, W): the maximum of each C.
 
     Two pixels at the largest distance are each the first or the last of their row, so that H
     pairs (first, last) stand for all pixels.
@@ -602,17 +592,6 @@ def mean_quantiles(places: np.ndarray, mass: np.ndarray, n: int) -> np.ndarray:
     levels = np.arange(n + 1) / n
     integral = np.stack([np.interp(levels, u, a) for u, a in zip(reached, area, strict=True)])
     return n * np.diff(integral, axis=1)
-
-
-def lower_bound(a: PointCloud, b: PointCloud) -> float:
-    """Squared 2-Wasserstein distance of the two laws of distances: at most the GW value.
-
-    Any coupling T of p and q couples the pairs of points by T x T, whose cost is the GW objective
-    and whose marginals are the laws of distances under p x p and q x q (Mémoli 2011, section 6).
-    """
-    x, y = a.C.ravel(), b.C.ravel()
-    u, v = np.outer(a.p, a.p).ravel(), np.outer(b.p, b.p).ravel()
-    return float(ot.wasserstein_1d(x, y, u, v, p=2))
 
 
 def collapse_threshold(moments: DistanceMoments) -> float:

@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 __all__ = [
     "Audit", "Confusion", "Interval", "asr", "audit", "auroc", "average_precision", "bootstrap",
     "confusion", "confusion_by_id", "controls", "implied_share", "masr", "paired_difference",
-    "per_class_asr", "recover_counts", "shuffled_auroc", "spread_range", "wilson",
+    "per_class_asr", "pooled", "recover_counts", "shuffled_auroc", "spread_range", "wilson",
 ]  # fmt: skip
 
 NAN = float("nan")
@@ -283,6 +283,36 @@ def wilson(k: int, n: int, level: float = 0.95) -> Interval:
     )
 
 
+def pooled(rates, sizes) -> Interval:
+    """Mean of the rates of several runs, with a 95 % interval.
+
+    The images of all runs count together (Wilson). But images of one network are no independent
+    witnesses: where runs differ by more than their images explain, the number of images is divided
+    by that excess, the design effect.
+
+    Parameters
+    ----------
+    rates : array, shape (n_runs,)
+        Percent.
+    sizes : array, shape (n_runs,)
+        Images behind each rate.
+
+    Returns
+    -------
+    Interval
+        In percent; NaN without a run.
+    """
+    rates, sizes = np.asarray(rates, dtype=float), np.asarray(sizes, dtype=float)
+    if not len(rates) or np.isnan(rates).any():
+        return Interval(math.nan, math.nan, math.nan)
+    # A mean of rates that are all 100 may be a hair above it.
+    share, n = min(1.0, rates.mean() / 100), sizes.sum()
+    expected = 100**2 * share * (1 - share) / sizes.mean()
+    if len(rates) > 1 and expected > 0:
+        n /= max(1.0, rates.var(ddof=1) / expected)
+    return wilson(share * n, n)
+
+
 def bootstrap(
     values: ArrayLike,
     *,
@@ -402,15 +432,17 @@ class Audit:
     Parameters
     ----------
     consistent : bool
-        Whether ACC = p TPR + (1 - p) TNR holds within the rounding of all three.
+        Whether ACC = p TPR + (1 - p) TNR holds within the rounding of all three; with a rate that
+        is not printed, whether some value of it from 0 to 100 would do.
     unattainable : tuple of str
         Those of "acc", "tpr", "tnr" that no whole number of images rounds to.
     implied_acc : float
-        ACC that follows from TPR and TNR, in percent.
+        ACC that follows from TPR and TNR, in percent; NaN if one that counts is not printed.
     implied_share : float
-        Poisoned share of the class that follows from all three, in percent (see `implied_share`).
+        Poisoned share of the class that follows from all three, in percent (see `implied_share`);
+        NaN if one is not printed.
     counts : tuple of Confusion
-        All counts that give the three printed rates.
+        All counts that give the printed rates.
     """
 
     consistent: bool
@@ -433,22 +465,34 @@ def audit(
     Parameters
     ----------
     acc, tpr, tnr : float
-        Printed rates in percent.
+        Printed rates in percent; a NaN rate is taken as not printed.
     n_poisoned, n_class : int
         Poisoned images, and all images that were clustered.
     digits : int
         Printed decimals.
+
+    Raises
+    ------
+    ValueError
+        If there are no images, or more poisoned ones than images.
     """
+    _check_sizes(n_poisoned, n_class)
     n_negative = n_class - n_poisoned
     rates = {"acc": (acc, n_class), "tpr": (tpr, n_poisoned), "tnr": (tnr, n_negative)}
-    implied = (n_poisoned * tpr + n_negative * tnr) / n_class
+    # A rate that is not printed may lie anywhere between its ends; where all are, both are equal.
+    low, high = (
+        sum(n * (end if math.isnan(rate) else rate) for rate, n in (rates["tpr"], rates["tnr"]))
+        / n_class
+        for end in (0, 100)
+    )
     # ACC carries half a unit of rounding, and the weighted mean of TPR and TNR at most another.
+    width = 10**-digits + 1e-9
     return Audit(
-        consistent=abs(acc - implied) <= 10**-digits + 1e-9,
+        consistent=math.isnan(acc) or low - width <= acc <= high + width,
         unattainable=tuple(
             name for name, (rate, n) in rates.items() if not _candidates(rate, n, digits, 0.5)
         ),
-        implied_acc=implied,
+        implied_acc=low if low == high else NAN,
         implied_share=implied_share(acc, tpr, tnr),
         counts=recover_counts(acc, tpr, tnr, n_poisoned, n_class, digits=digits),
     )
@@ -514,9 +558,23 @@ def spread_range(
         Standard deviations in percentage points.
     n_poisoned, n_class : int
         As in `audit`, the same in all runs.
+
+    Raises
+    ------
+    ValueError
+        As in `audit`.
     """
+    _check_sizes(n_poisoned, n_class)
     p = n_poisoned / n_class
     return abs(p * tpr_std - (1 - p) * tnr_std), p * tpr_std + (1 - p) * tnr_std
+
+
+def _check_sizes(n_poisoned: int, n_class: int) -> None:
+    if not 0 <= n_poisoned <= n_class or n_class == 0:
+        raise ValueError(
+            f"{n_poisoned} poisoned images among {n_class}; expected 0 <= n_poisoned <= n_class, "
+            "n_class > 0: count the images that were clustered"
+        )
 
 
 def _candidates(rate: float, n: int, digits: int, slack: float) -> range:

@@ -146,7 +146,8 @@ def rates_plot(
     ----------
     results : DataFrame
         Rows of figures/results.csv: ``method``, ``n_tp``, ``n_fn``, ``n_tn``, ``n_fp`` and the
-        column ``by``. Runs of the same ``by`` and method are pooled.
+        column ``by``. Runs of the same ``by`` and method are taken
+        together (`metrics.pooled`).
     by : str
         Column whose values stand on the vertical axis, in their order.
     rates : sequence of str
@@ -173,7 +174,8 @@ def rates_plot(
             for y, group in enumerate(groups):
                 chosen = results[(results[by] == group) & (results["method"] == method)]
                 if len(chosen):
-                    interval = metrics.wilson(*metrics.hits(chosen.sum(numeric_only=True), rate))
+                    sizes = [metrics.hits(run, rate)[1] for run in chosen.to_dict("records")]
+                    interval = metrics.pooled(chosen[rate], sizes)
                     lowest = np.nanmin([lowest, interval.low])
                     labelled[style.label] = ax.errorbar(
                         interval.estimate, y + offset, fmt=style.marker, color=style.color,

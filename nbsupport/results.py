@@ -11,8 +11,8 @@ from nbsupport import metrics
 from nbsupport.artifacts import CHAIN, PLACE, Run, atomic, library_versions
 
 __all__ = [
-    "COLUMNS", "OURS", "collect", "localisation", "odd_settings", "paired", "provenance",
-    "strength", "update_csv",
+    "COLUMNS", "OURS", "collect", "localisation", "networks", "odd_settings", "paired",
+    "provenance", "strength", "update_csv",
 ]  # fmt: skip
 
 OURS = "poison_detector"
@@ -111,6 +111,44 @@ def odd_settings(runs: Iterable[Run], stage: str = "detection") -> dict[str, dic
     texts = [json.dumps(knobs, sort_keys=True) for knobs in own.values()]
     usual = max(texts, key=texts.count, default="")
     return {name: own[name] for name, text in zip(own, texts, strict=True) if text != usual}
+
+
+def networks(runs: Iterable[Run]) -> pd.DataFrame:
+    """Say how each network turned out, and what `PoisonDetector` heard in its attacked class.
+
+    Parameters
+    ----------
+    runs : iterable of Run
+        Runs with training finished, those of networks that nobody attacked included.
+
+    Returns
+    -------
+    DataFrame
+        One row per run: ``scenario``, ``n_poisoned`` training images, ``clean_accuracy``, ``asr``
+        and ``masr`` in percent (of triggered test images, whoever trained on none), and
+        ``attack_took``, None without an attack. Then from detection, None where it is not finished:
+        ``witnesses`` who were believed, ``n_strong`` candidates and the ``silhouette`` of the
+        activations.
+
+    Raises
+    ------
+    ArtifactError
+        If a record is missing or unsound.
+    """
+    rows = []
+    for run in runs:
+        found, heard = run.load("training")["result"], {}
+        if run.has("detection"):
+            methods = run.load("detection")["result"]["methods"]
+            heard = methods.get("poison_detector", {}).get("details", {})
+        told = {name: found[name] for name in ("clean_accuracy", "asr", "masr", "attack_took")}
+        rows.append(
+            {"scenario": str(run.scenario), "n_poisoned": found["counts"]["train"]["n_poisoned"]}
+            | told
+            | {"witnesses": " ".join(heard.get("witnesses", ())) or ("nobody" if heard else None)}
+            | {name: heard.get(name) for name in ("n_strong", "silhouette")}
+        )
+    return pd.DataFrame(rows, dtype=object)
 
 
 def strength(runs: Iterable[Run]) -> pd.DataFrame:

@@ -127,8 +127,11 @@ def scan(
     Raises
     ------
     ValueError
-        If a class has no images.
+        If a class has no images, there is no second class, or ``per_class`` or ``carriers`` is
+        below 1.
     """
+    _check_count("per_class", per_class)
+    _check_count("carriers", carriers)
     labels = _present(split, labels)
     layer = layer or getattr(model, "penultimate", None)
     layers = [layer] if layer else []
@@ -140,12 +143,13 @@ def scan(
             order = np.random.default_rng([seed, label]).permutation(len(rows))
             rows = rows[torch.from_numpy(np.sort(order[:per_class]))]
         some = split.select(rows)
-        look = partial(lrp.explain, model, some.images, target=label, device=device)
-        where = look(composite="gamma", layers=layers)
-        what = look(composite="squared").heatmaps
+        # First, for it is soon done and refuses what cannot be scanned.
         others = evidence.pick_carriers(
             model, split, label, device, count=carriers, pool=max(4, carriers // 3), seed=seed
         )
+        look = partial(lrp.explain, model, some.images, target=label, device=device)
+        where = look(composite="gamma", layers=layers)
+        what = look(composite="squared").heatmaps
         narrow = evidence.concentration(what)
         found = evidence.gather(
             model, some.images, where.heatmaps, label, others, device, narrow=narrow, seed=seed
@@ -167,6 +171,11 @@ def scan(
             text = f"class {label}: {len(verdict.accused)} of {verdict.n} accused"
             progress(done + 1, len(labels), text)
     return _ranked(verdicts)
+
+
+def _check_count(name: str, images: int | None) -> None:
+    if images is not None and images < 1:
+        raise ValueError(f"{name} is {images}; expected 1 image or more")
 
 
 def _present(split: "Split", labels: Sequence[int] | None) -> list[int]:
@@ -243,8 +252,9 @@ def examine(
     ArtifactError
         If there is no sound network.
     ValueError
-        If ``classes`` is neither, or a class has no images.
+        If ``classes`` is neither, ``per_class`` is below 1, or a class has no images.
     """
+    _check_count("per_class", per_class)
     words = classes.replace(",", " ").split()
     if classes != "all" and not (words and all(word.isdecimal() for word in words)):
         raise ValueError(f"classes is {classes!r}; expected 'all' or labels such as '2 5 7'")

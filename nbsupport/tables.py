@@ -13,13 +13,14 @@ import pandas as pd
 from nbsupport import figures, metrics, paper, plots
 from nbsupport.artifacts import atomic, checksum, code_version
 from nbsupport.audits import LAST_DIGIT
+from nbsupport.evaluation import ATTACK_TOOK
 from nbsupport.metrics import Interval
 from nbsupport.results import OURS
 from nbsupport.scenarios import ATTACKS, Scenario
 
 __all__ = [
     "COLUMNS", "PRINTED", "VERDICTS", "compare", "comparison", "detections", "experiment", "export",
-    "missing", "pooled", "publish_scoreboard", "readable", "results_table", "scoreboard", "styled",
+    "missing", "publish_scoreboard", "readable", "results_table", "scoreboard", "styled",
 ]  # fmt: skip
 
 PROPOSED = "heatmap"
@@ -30,7 +31,11 @@ RATES = ("acc", "tpr", "tnr")
 PRINTED = {
     **{number: tuple(row for row in paper.TABLES if row.table == number) for number in "1234"},
     "5": paper.TABLE5,
-    "thesis": paper.THESIS_STICKER_SIZES + paper.THESIS_FULL_AMPLITUDE,
+    "thesis": (
+        *paper.THESIS_STICKER_SIZES,
+        *paper.THESIS_FULL_AMPLITUDE,
+        paper.THESIS_EUCLIDEAN,
+    ),
     "thesis, means": paper.THESIS_STATISTICS,
 }
 """Printed rows by table: the paper's five, then what only the thesis reports."""
@@ -41,6 +46,9 @@ COLUMNS = [
 ]  # fmt: skip
 """Columns of a comparison; see `compare`."""
 
+_ABOUT = {"5": "table5-setting"}
+"""Errata about a whole table."""
+
 VERDICTS = ("better", "within", "worse", "weak", "missing", "no value")
 """What can be said of a cell; see `compare`."""
 
@@ -48,36 +56,6 @@ VERDICTS = ("better", "within", "worse", "weak", "missing", "no value")
 def experiment(scenario: str) -> str:
     """Name what repetitions have in common: a scenario id without its repetition."""
     return re.sub(r"-r\d+$", "", str(scenario))
-
-
-def pooled(rates, sizes) -> Interval:
-    """Mean of the rates of several runs, with a 95 % interval.
-
-    The images of all runs count together (Wilson). But images of one network are no independent
-    witnesses: where runs differ by more than their images explain, the number of images is divided
-    by that excess, the design effect.
-
-    Parameters
-    ----------
-    rates : array, shape (n_runs,)
-        Percent.
-    sizes : array, shape (n_runs,)
-        Images behind each rate.
-
-    Returns
-    -------
-    Interval
-        In percent; NaN without a run.
-    """
-    rates, sizes = np.asarray(rates, dtype=float), np.asarray(sizes, dtype=float)
-    if not len(rates) or np.isnan(rates).any():
-        return Interval(math.nan, math.nan, math.nan)
-    # A mean of rates that are all 100 may be a hair above it.
-    share, n = min(1.0, rates.mean() / 100), sizes.sum()
-    expected = 100**2 * share * (1 - share) / sizes.mean()
-    if len(rates) > 1 and expected > 0:
-        n /= max(1.0, rates.var(ddof=1) / expected)
-    return metrics.wilson(share * n, n)
 
 
 def compare(
@@ -105,10 +83,15 @@ def compare(
         ``printed`` is what the paper says and ``paper`` what can be held against it
         (`paper.Row.comparable`); ``ours`` is the mean over ``n_runs`` runs and ``sigma`` their
         standard deviation; ``n`` counts the images of all runs and ``low`` to ``high`` is the
-        interval (`pooled`). Rates are in percent. ``verdict`` is "within" if the paper's value
-        lies in the interval, else "better" or "worse"; "weak" if the attack itself fell behind the
-        printed one and did not take, so that its detection cannot be compared; "missing" without a
-        run; "no value" where the paper prints none that holds.
+        interval (`metrics.pooled`). Rates are in percent. ``verdict`` is "within" if the paper's
+        value lies in the interval, else "better" or "worse"; "missing" without a run; "no value"
+        where the paper prints none that holds.
+
+    Notes
+    -----
+    Where the printed attack took and ours fell behind it, detection rates of runs whose attack did
+    not take cannot be compared: such runs are left out, and if there is no other, the cell is
+    "weak". Where the printed attack did not take either, every run counts.
     """
     if table not in PRINTED:
         raise ValueError(f"no table is called {table!r}; choose one of {', '.join(PRINTED)}")
@@ -119,12 +102,17 @@ def compare(
         names = {"table": table, "experiment": experiment(scenario)}
         note = _note(here, len(_wanted(table, scenario)))
         first = next(iter(rows.values()))
-        attack = _attack_cell(paper.published(scenario, PROPOSED) or first, tests, names, note)
+        proposed = paper.published(scenario, PROPOSED) or first
+        attack = _attack_cell(proposed, tests, names, note)
         if attack and _strength(first):
             cells.append(attack)
         # Where no printed strength can be compared, an attack that failed here decides alone.
         behind = not attack or attack["verdict"] in ("worse", "no value")
-        weak = bool(behind and here["attack_took"].eq(False).any())
+        took = here[here["attack_took"].ne(False)]
+        weak = False
+        if behind and _took(proposed) and len(took) < len(here):
+            weak = took.empty
+            note, here = (note, here) if weak else (f"{note}, left out", took)
         if PROPOSED in rows and ours not in rows:
             rows[ours] = rows[PROPOSED]
         for method, row in rows.items():
@@ -134,7 +122,7 @@ def compare(
                 sigma = getattr(row, f"{rate}_std", math.nan)
                 cell = names | {"method": method, "rate": rate, "paper_sigma": sigma}
                 cell |= _cell(getattr(row, rate), row.comparable(rate), values, n, n)
-                cell["note"] = "; ".join(filter(None, (row.erratum, note)))
+                cell["note"] = "; ".join(filter(None, (row.erratum, _ABOUT.get(table), note)))
                 if weak and cell["verdict"] in ("better", "within", "worse"):
                     cell["verdict"] = "weak"
                 cells.append(cell)
@@ -177,6 +165,12 @@ def _strength(row) -> str:
     return next((r for r in ("asr", "masr") if getattr(row, r, None) is not None), "")
 
 
+def _took(row) -> bool:
+    """Whether the attack of a printed row took, by the limits for ours; True where none is said."""
+    rate = _strength(row)
+    return not rate or not row.valid or getattr(row, rate) >= ATTACK_TOOK[rate]
+
+
 def _attack_cell(row, tests: pd.DataFrame, names: Mapping, note: str) -> dict | None:
     rate = _strength(row)
     if not rate:
@@ -189,7 +183,7 @@ def _attack_cell(row, tests: pd.DataFrame, names: Mapping, note: str) -> dict | 
 
 
 def _cell(printed: float, comparable: float, values, n, n_effective) -> dict:
-    interval = pooled(values, n_effective)
+    interval = metrics.pooled(values, n_effective)
     return {
         "printed": printed,
         "paper": comparable,
@@ -514,8 +508,8 @@ def export(
     folder.mkdir(parents=True, exist_ok=True)
     named = (*table.get("experiment", ()), *table.get("scenario", ()))
     about = set(map(experiment, named))
-    text = table.map(lambda value: f"{value:.2f}" if isinstance(value, float) else value)
-    text = text.where(table.notna(), "–")
+    # Column by column, as objects: pandas would turn whole numbers beside a gap into floats.
+    text = pd.DataFrame({name: map(_text, table[name]) for name in table}, dtype=object)
     if list(table.columns) == COLUMNS:
         text = readable(table)
     elif "method" in table:
@@ -548,6 +542,12 @@ def export(
     with atomic(paths[-1]) as temporary:
         temporary.write_text(json.dumps(note, indent=1, allow_nan=False) + "\n")
     return paths
+
+
+def _text(value) -> Any:
+    if pd.isna(value):
+        return "–"
+    return f"{value:.2f}" if isinstance(value, float) else value
 
 
 def _labels(table: pd.DataFrame) -> list[str]:

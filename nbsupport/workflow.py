@@ -15,7 +15,7 @@ from statistics import mean
 
 from nbsupport import ROOT
 from nbsupport.artifacts import CHAIN, STAGES, Run, wanted
-from nbsupport.scenarios import Profile, Scenario
+from nbsupport.scenarios import ATTACKS, Profile, Scenario
 
 __all__ = ["Progress", "command", "execute", "grid", "outdated", "progress"]
 
@@ -49,13 +49,19 @@ def grid(
     Raises
     ------
     ValueError
-        If a combination is no scenario, or an attack lacks its sizes.
+        If an attack is unknown, clean or without its sizes, or a combination is no scenario.
     """
     if repetitions < 1:
         raise ValueError(f"{repetitions} repetitions; expected at least 1")
     percents, sides, amplitudes = tuple(percents), tuple(sides) or (3,), tuple(amplitudes)
     found = []
     for attack in attacks:
+        if attack not in ATTACKS[1:]:
+            hint = " (no rate, no size: 'nbsupport run --scenarios clean-r0' makes that network)"
+            raise ValueError(
+                f"attack is {attack!r}{hint if attack == 'clean' else ''}; a grid is made of "
+                f"{', '.join(ATTACKS[1:])}"
+            )
         sticker = attack in ("standard", "label_consistent")
         name, sizes = ("side", sides) if sticker else ("amplitude", amplitudes)
         if not sizes:

@@ -185,6 +185,24 @@ def test_command_makes_the_stage(run, stage):
     assert f"-p runs {run.runs}" in alone
 
 
+@pytest.mark.parametrize("stage", STAGES)
+def test_stages_of_a_network_that_nobody_attacked(run, stage):
+    clean = run.of(Scenario("clean", model="resnet"))
+    with pytest.raises(ArtifactError, match=f"{stage}.json is missing") as error:
+        clean.load(stage)
+    told = str(error.value)
+    if stage in ("attack", "training", "scan"):
+        assert told.endswith(f"make it with\n{clean.command(stage)}")
+        assert f"make {STAGES[stage].make} PROFILE=tiny SCENARIOS=clean-resnet-r0" in told
+    else:
+        # No command makes it: the workflow stops after training.
+        assert "make it with" not in told
+        assert f"is a network that nobody attacked and has no stage '{stage}'" in told
+        assert "only attack, training, scan; name an attacked scenario" in told
+    assert artifacts.wanted(clean.scenario) == ("attack", "training")
+    assert artifacts.wanted(run.scenario) == artifacts.CHAIN
+
+
 def test_changed_profile_makes_its_runs_stale(saved):
     changed = replace(saved, profile=replace(saved.profile, epochs=9))
     with pytest.raises(ArtifactError, match="stale: profile tiny has changed"):

@@ -14,7 +14,7 @@ def test_scenarios_lists_the_paper_and_the_grammar(capsys):
     out = capsys.readouterr().out
     assert out.splitlines()[: len(PAPER)] == list(PAPER)
     assert "standard-s<side>" in out
-    assert "extended (21 more" in out
+    assert "extended (33 more" in out
 
 
 def test_status_names_what_is_missing(tmp_path, capsys):
@@ -42,6 +42,8 @@ def test_status_estimates_the_rest_from_what_is_finished(tmp_path, capsys):
         (["run"], "name scenarios"),
         (["run", "--scenarios", "nope"], "'nope'"),
         (["sweep", "--attack", "amplitude", "--p", "33"], "need amplitudes: --a"),
+        (["sweep", "--attack", "foo", "--p", "33"], "attack is 'foo'; a grid is made of standard,"),
+        (["sweep", "--attack", "clean", "--p", "33"], "run --scenarios clean-r0' makes that"),
         (
             ["run", "--scenarios", "standard-s3-p15-r0", "--filters", "perfect"],
             "add --stage beyond",
@@ -117,10 +119,62 @@ def test_counts_that_cannot_be_are_refused(option, capsys):
     assert f"'{option[1]}' is no whole number from" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("minutes", ["0", "-5", "1.5", "ten"])
+def test_a_time_limit_is_a_count(minutes, monkeypatch, capsys):
+    monkeypatch.setattr(workflow, "execute", lambda *_: pytest.fail("must not start"))
+    with pytest.raises(SystemExit):
+        main(["run", "--scenarios", "standard-s3-p15-r0", f"--minutes={minutes}"])
+    assert f"'{minutes}' is no whole number from 1 on" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("below", ["", "deeper"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["data"],
+        ["status"],
+        ["summary"],
+        ["run", "--scenarios", "standard-s3-p15-r0"],
+        ["run", "--scenarios", "standard-s3-p15-r0", "--unlock"],
+        ["sweep", "--attack", "standard", "--p", "15"],
+    ],
+)
+def test_a_file_is_no_folder_of_runs(command, below, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(workflow, "execute", lambda *_: pytest.fail("must not start"))
+    file = tmp_path / "runs"
+    file.write_text("mine")
+    with pytest.raises(SystemExit) as stop:
+        main([*command, "--runs", str(file / below)])
+    assert stop.value.code == 2
+    assert f"--runs: {file} is a file; name a folder" in capsys.readouterr().err
+    assert file.read_text() == "mine"
+
+
 @pytest.mark.parametrize("option", [["--profile", "nope"], ["--scenarios", "nope"]])
 def test_unknown_names_exit_with_two_and_say_what_is_allowed(option, capsys):
     assert main(["status", *option]) == 2
     assert "'nope'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("scenario", "method", "printed"),
+    [
+        ("standard-s3-p33-r0", "heatmap", "99.96 / 99.88 / 100.00"),
+        # The counts behind the row say 86.67, the paper prints 86.17.
+        ("standard-s3-p10-r0", "activation", "87.62 / 96.17 / 86.67"),
+        # Printed, but of another experiment.
+        ("label_consistent-s3-p15-r0", "heatmap", "- / - / -"),
+        ("standard-s3-p07-r0", "heatmap", "-"),
+    ],
+)
+def test_summary_holds_ours_against_the_corrected_rates(
+    scenario, method, printed, tmp_path, capsys
+):
+    finish(Run(tmp_path, PROFILES["tiny"], Scenario.parse(scenario)), methods=[method])
+    place = ["--profile", "tiny", "--runs", str(tmp_path)]
+    assert main(["summary", *place, "--scenarios", scenario]) == 0
+    (line,) = (s for s in capsys.readouterr().out.splitlines() if s.startswith(f"  {method} "))
+    assert line.split(maxsplit=4)[4] == printed
 
 
 def test_summary_of_a_missing_run_says_how_to_make_it(tmp_path, capsys):

@@ -37,6 +37,29 @@ def test_detect_takes_the_closed_form_only_above_the_threshold():
     assert solved["metric"] == "gw"
 
 
+def test_heatmap_clustering_starts_once_as_released_and_ten_times_for_comparison():
+    released, best = (detect(m, INPUTS).details for m in ("heatmap", "heatmap_restarts"))
+    told = {name: released[name] for name in ("start", "n_init", "max_iter")}
+    assert told == {"start": "released", "n_init": 1, "max_iter": 20}
+    assert released["n_iter"] <= 20
+    assert (best["metric"], best["start"], best["converged"]) == (
+        "mean-distance", "k-means++", True,
+    )  # fmt: skip
+    # Two pixels with masses q and 1 - q have the mean distance 2 q (1 - q). Four maps far from a
+    # wide crowd: the sum of costs is least where they stand alone, but one start ends in the crowd.
+    distance = np.r_[np.full(4, 0.06), np.linspace(0.3, 0.46, 95)]
+    maps = np.zeros((99, 32, 32))
+    maps[:, 4, 4] = (1 - np.sqrt(1 - 2 * distance)) / 2
+    maps[:, 20, 20] = 1 - maps[:, 4, 4]
+    far = DetectionInputs(np.arange(99), heatmaps={"released": maps})
+    assert detect("heatmap_restarts", far, metric="mean-distance").poisoned.nonzero()[
+        0
+    ].tolist() == [0, 1, 2, 3]
+    for seed in range(3):
+        lucky = detect("heatmap", far, metric="mean-distance", random_state=seed)
+        assert lucky.poisoned.sum() > 25, "one start finds the best cut here too"
+
+
 def test_detect_says_what_is_missing():
     empty = DetectionInputs(np.arange(N))
     with pytest.raises(ValueError, match="needs images"):

@@ -131,6 +131,21 @@ def test_wilson_at_the_edges():
         metrics.wilson(35, 34)
 
 
+def test_pooled_interval_covers_runs_that_differ():
+    # Beta-distributed rates of runs, mean 0.9: 95 % intervals must hold the mean about as often.
+    rng = np.random.default_rng(0)
+    held, trials = 0, 400
+    for _ in range(trials):
+        share = rng.beta(45, 5, size=10)
+        found = metrics.pooled(100 * rng.binomial(300, share) / 300, np.full(10, 300))
+        held += found.low <= 90 <= found.high
+    assert held / trials > 0.88
+    equal = metrics.pooled([90.0, 90.0], [300, 300])
+    assert equal == metrics.wilson(540, 600)
+    assert metrics.pooled([100.00000000000001] * 3, [7, 7, 7]) == metrics.wilson(21, 21)
+    assert math.isnan(metrics.pooled([], []).estimate)
+
+
 def test_bootstrap_is_repeatable_and_covers_like_the_normal_interval():
     values = np.random.default_rng(4).normal(50, 10, size=400)
     first, second = (metrics.bootstrap(values, rng=np.random.default_rng(5)) for _ in range(2))
@@ -202,6 +217,38 @@ def test_row_of_15_percent_is_a_run_of_33_percent():
             result = metrics.audit(row.acc, row.tpr, row.tnr, n_poisoned, 1650)
             assert not result.consistent
             assert "tpr" in result.unattainable
+
+
+def test_an_audit_takes_nan_as_not_printed():
+    row = paper.published("standard-s3-p10-r0", "heatmap")
+    sizes = row.n_poisoned, row.n_class
+    for rate in ("acc", "tpr", "tnr"):
+        printed = {name: getattr(row, name) for name in ("acc", "tpr", "tnr")} | {rate: math.nan}
+        result = metrics.audit(**printed, n_poisoned=sizes[0], n_class=sizes[1])
+        assert result.ok
+        assert result.unattainable == ()
+        assert math.isnan(result.implied_share)
+        assert math.isnan(result.implied_acc) == (rate != "acc")
+        assert result.counts == metrics.recover_counts(*printed.values(), *sizes)
+        assert metrics.Confusion(**vars(row.counts)) in result.counts
+    # No TPR at all brings half of the class down to 10 %, or up to 90 %, of right answers.
+    for acc, tnr in ((10.0, 100.0), (90.0, 0.0)):
+        result = metrics.audit(acc, math.nan, tnr, 50, 100)
+        assert not result.consistent
+        assert result.counts == ()
+    # A class without poison has no TPR, and needs none.
+    clean = metrics.audit(98.0, math.nan, 98.0, 0, 100)
+    assert (clean.ok, clean.implied_acc) == (True, 98.0)
+    assert clean.counts == (metrics.Confusion(0, 0, 98, 2),)
+
+
+@pytest.mark.parametrize(("n_poisoned", "n_class"), [(0, 0), (3, 2), (-1, 5), (0, -4)])
+def test_sizes_that_cannot_be_are_refused(n_poisoned, n_class):
+    words = f"^{n_poisoned} poisoned images among {n_class}; expected 0 <= n_poisoned <= n_class"
+    with pytest.raises(ValueError, match=words):
+        metrics.audit(90.0, 90.0, 90.0, n_poisoned, n_class)
+    with pytest.raises(ValueError, match=words):
+        metrics.spread_range(1.0, 1.0, n_poisoned, n_class)
 
 
 def test_row_of_10_percent_has_a_misprinted_tnr():

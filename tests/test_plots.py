@@ -7,7 +7,7 @@ import pytest
 import torch
 from matplotlib.collections import PathCollection
 from matplotlib.colors import to_hex
-from runs import DETECTIONS, RESULTS
+from runs import DETECTIONS, RESULTS, detected
 
 from nbsupport import figures, metrics, paper, plots
 from nbsupport.metrics import Confusion
@@ -102,6 +102,15 @@ def test_rates_plot_pools_runs_and_keeps_method_styles():
         assert high - low < once.high - once.low
     with pytest.raises(ValueError, match="'acc', 'tpr' and 'tnr'"):
         plots.rates_plot(RESULTS, rates=("f1",))
+    # Runs that differ by more than their images explain: the interval of the tables, not Wilson's.
+    apart = pd.DataFrame([{"scenario": "s", "method": "heatmap", **detected(*n)}
+                          for n in ((11, 76, 1650, 0), (73, 14, 1650, 0))])  # fmt: skip
+    ((_, _, (whisker,)),) = (
+        c.lines for c in plots.rates_plot(apart, rates=("tpr",)).axes[0].containers
+    )
+    wide = metrics.pooled([100 * 11 / 87, 100 * 73 / 87], [87, 87])
+    assert tuple(whisker.get_segments()[0][:, 0]) == pytest.approx((wide.low, wide.high))
+    assert wide.high - wide.low > 50
 
 
 def test_rates_plot_names_every_method_even_those_missing_from_the_first_row():

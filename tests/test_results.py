@@ -219,6 +219,24 @@ def test_provenance_names_what_the_results_are_made_of(make):
     assert json.loads(json.dumps(found)) == found
 
 
+def test_networks_tell_what_training_made_and_who_was_heard(make):
+    rates = {"acc": 99.0, "tpr": 90.0, "tnr": 100.0, "auroc": 99.0, "seconds": 1.0}
+    rates |= {"n_tp": 18, "n_fn": 2, "n_tn": 40, "n_fp": 0}
+    details = {"witnesses": ["evidence"], "n_strong": 12, "silhouette": 0.485}
+    heard = make(methods={"poison_detector": rates | {"details": details}})
+    silent = {"witnesses": [], "n_strong": 0, "silhouette": 0.541}
+    missed = make("amplitude-a32-p33-r0", methods={"poison_detector": rates | {"details": silent}})
+    other = make("clean-r0")
+    found = results.networks([heard, missed, other]).set_index("scenario")
+    assert found["witnesses"].tolist() == ["evidence", "nobody", None]
+    assert found["n_strong"].tolist() == [12, 0, None]
+    assert found["silhouette"].tolist() == [0.485, 0.541, None]
+    assert found["n_poisoned"].tolist() == [20, 20, 0]
+    assert found.loc["clean-r0", ["clean_accuracy", "asr", "attack_took"]].tolist() == [
+        97.75, 100.0, None,
+    ]  # fmt: skip
+
+
 def test_localisation_has_one_row_per_run_and_composite(make):
     runs = [make(), make("clean-r0"), make("label_consistent-s3-p33-r0", seed=3)]
     seen = results.localisation(runs)

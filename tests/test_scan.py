@@ -259,6 +259,38 @@ def test_the_clean_part_of_a_class_is_asked_about_alone(tmp_path, monkeypatch):
     assert (line["called_poisoned"], line["accused"], line["n_strong"]) == (False, 0, 0)
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"per_class": 0}, "per_class is 0; expected 1 image or more"),
+        ({"per_class": -3}, "per_class is -3"),
+        ({"carriers": 0, "per_class": 9}, "carriers is 0; expected 1 image or more"),
+    ],
+)
+def test_counts_below_one_are_refused_before_anything_is_computed(
+    poisoned, monkeypatch, tmp_path, options, words
+):
+    def computed(*_, **__):
+        pytest.fail("must not begin")
+
+    for place, name in ((lrp, "explain"), (evidence, "predict"), (scan, "load_poisoned")):
+        monkeypatch.setattr(place, name, computed)
+    for look in (scan.scan, scan.two_rounds):
+        with pytest.raises(ValueError, match=words):
+            look(Wavering(), poisoned, CPU, **options)
+    if "carriers" not in options:
+        run = Run(tmp_path, PROFILES["tiny"], Scenario("standard", percent="15"))
+        with pytest.raises(ValueError, match=words):
+            scan.examine(run, "auto", CPU, **options)
+
+
+def test_a_single_class_cannot_be_scanned(poisoned, monkeypatch):
+    monkeypatch.setattr(lrp, "explain", lambda *_, **__: pytest.fail("must not begin"))
+    alone = poisoned.select(poisoned.labels == 5)
+    with pytest.raises(ValueError, match=r"another class than 5, so nothing.*two classes are"):
+        scan.scan(Wavering(), alone, CPU)
+
+
 def test_classes_without_images_are_refused(poisoned):
     with pytest.raises(ValueError, match=r"no images of classes \[9\]; there are \[0, 1"):
         scan.scan(Wavering(), poisoned, CPU, labels=[5, 9])

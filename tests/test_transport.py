@@ -63,14 +63,6 @@ def test_reported_plans_are_feasible_and_give_the_reported_value(weights, spaces
         assert found.value[i, 1] == pytest.approx(value, rel=1e-9)
 
 
-def test_no_value_is_below_the_lower_bound(weights, spaces, centres):
-    for solver in ("PGD", "PPA"):
-        found = match(spaces, centres, 0.02, solver=solver)
-        for i, cloud in enumerate(clouds_of(weights)):
-            for k, centre in enumerate(centres):
-                assert found.value[i, k] >= gw.lower_bound(cloud, as_cloud(centre)) - 1e-9
-
-
 def test_proximal_steps_come_near_exact_gw(weights, spaces, centres):
     found = match(spaces, centres, 0.02, solver="PPA", tol=1e-4, max_iter=500)
     entropic = match(spaces, centres, 0.02)

@@ -40,7 +40,9 @@ def test_grid_is_every_combination_in_order():
     ("options", "words"),
     [
         ({"attacks": ["amplitude"]}, "need amplitudes: --a"),
-        ({"attacks": ["nope"], "amplitudes": [1]}, "attack is 'nope'"),
+        ({"attacks": ["nope"], "amplitudes": [1]}, "attack is 'nope'; a grid is made of standard"),
+        ({"attacks": ["nope"]}, "attack is 'nope'"),
+        ({"attacks": ["clean"]}, r"attack is 'clean' \(no rate, no size: 'nbsupport run"),
         ({"percents": ["100"]}, "not between 0 and 100"),
         ({"sides": [40]}, "side is 40"),
         ({"repetitions": 0}, "expected at least 1"),

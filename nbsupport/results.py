@@ -22,6 +22,8 @@ KEYS = ["profile", "scenario", "method"]
 
 VERDICT = ["acc", "tpr", "tnr", "auroc", "n_tp", "n_fn", "n_tn", "n_fp", "seconds"]
 
+TRAINED = ["clean_accuracy", "asr", "masr", "attack_took"]
+
 COUNTS = ["poison_rate_class", "poison_rate_dataset", "n_poisoned", "n_class"]
 
 COLUMNS = [
@@ -32,10 +34,7 @@ COLUMNS = [
     "amplitude",
     *COUNTS,
     "repetition",
-    "clean_accuracy",
-    "asr",
-    "masr",
-    "attack_took",
+    *TRAINED,
     "method",
     *VERDICT,
     "device",
@@ -81,10 +80,7 @@ def collect(runs: Iterable[Run]) -> pd.DataFrame:
                     "device": training["device"],
                     "commit": detection["code"],
                 }
-                | {
-                    key: training["result"][key]
-                    for key in ("clean_accuracy", "asr", "masr", "attack_took")
-                }
+                | {key: training["result"][key] for key in TRAINED}
                 | {key: found[key] for key in VERDICT}
             )
     return pd.DataFrame(rows, columns=COLUMNS)
@@ -141,10 +137,9 @@ def networks(runs: Iterable[Run]) -> pd.DataFrame:
         if run.has("detection"):
             methods = run.load("detection")["result"]["methods"]
             heard = methods.get("poison_detector", {}).get("details", {})
-        told = {name: found[name] for name in ("clean_accuracy", "asr", "masr", "attack_took")}
         rows.append(
             {"scenario": str(run.scenario), "n_poisoned": found["counts"]["train"]["n_poisoned"]}
-            | told
+            | {key: found[key] for key in TRAINED}
             | {"witnesses": " ".join(heard.get("witnesses", ())) or ("nobody" if heard else None)}
             | {name: heard.get(name) for name in ("n_strong", "silhouette")}
         )

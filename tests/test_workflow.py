@@ -324,7 +324,7 @@ def test_pictures_of_gtsrb_stay_beside_the_runs(tmp_path):
     assert beside == {"figure1", "figure3", "figure4"}
     assert {path.stem for path in published.iterdir()} == {
         "table1", "table2", "table3", "table4", "table5", "thesis", "scoreboard", "results",
-        "detection_rates", "localisation", "without_poison",
+        "detection_rates", "localisation", "networks", "without_poison",
     }  # fmt: skip
     assert "Figure 5 is missing" in (tmp_path / "out.ipynb").read_text()
     for name in ("table1", "scoreboard", "detection_rates"):

@@ -7,7 +7,8 @@
 Each kill is SIGKILL to the whole process group, at a moment drawn evenly from the duration of the
 undisturbed run. A run that finishes before its kill is compared, and the next kill meets a new one.
 Compared byte for byte: results.csv without the column `seconds`, all tables, and the payload of
-every stage. What differs is shown, line by line where it is text. Exit status 1 if anything does.
+every stage. What differs is shown, line by line where it is text, and the verdict so far is written
+after each run. Exit status 1 if anything differs.
 """
 
 import argparse
@@ -149,16 +150,19 @@ def main():
                     kills.append({"round": rounds, "seconds": moment, "there": chain.there()})
                     print(f"kill {len(kills)} after {moment:.1f} s: {chain.there()}", flush=True)
                     chain.unlock()
-            differing |= differences(expected, chain.facts())
+            found = differences(expected, chain.facts())
             shutil.rmtree(chain.folder)
-    for name, lines in differing.items():
-        print(f"{name} differs:", *lines, sep="\n")
-    verdict = f"{len(differing)} differ" if differing else "all the same"
-    print(f"{len(kills)} kills in {rounds} runs, {len(expected)} things compared: {verdict}")
-    if options.json:
-        report = {"kills": kills, "runs": rounds, "compared": sorted(expected)}
-        report |= {"differing": differing, "seconds": duration, "profile": options.profile}
-        Path(options.json).write_text(json.dumps(report, indent=1) + "\n")
+            for name, lines in found.items():
+                print(f"{name} differs:", *lines, sep="\n")
+            differing |= found
+            verdict = f"{len(differing)} differ" if differing else "all the same"
+            things = f"{len(kills)} kills in {rounds} runs, {len(expected)} things compared"
+            print(f"{things}: {verdict}", flush=True)
+            if options.json:  # after each run, so that who stops it keeps what was seen
+                report = {"kills": kills, "runs": rounds, "compared": sorted(expected)}
+                report |= {"differing": differing, "seconds": duration}
+                report |= {"profile": options.profile, "jobs": options.jobs}
+                Path(options.json).write_text(json.dumps(report, indent=1) + "\n")
     sys.exit(bool(differing))
 
 

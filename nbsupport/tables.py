@@ -109,10 +109,10 @@ def compare(
         # Where no printed strength can be compared, an attack that failed here decides alone.
         behind = not attack or attack["verdict"] in ("worse", "no value")
         took = here[here["attack_took"].ne(False)]
-        weak = False
-        if behind and _took(proposed) and len(took) < len(here):
-            weak = took.empty
-            note, here = (note, here) if weak else (f"{note}, left out", took)
+        excused = behind and _took(proposed) and len(took) < len(here)
+        weak = excused and took.empty
+        if excused and not weak:
+            note, here = f"{note}, left out", took
         if PROPOSED in rows and ours not in rows:
             rows[ours] = rows[PROPOSED]
         for method, row in rows.items():

@@ -25,6 +25,7 @@ import time
 from pathlib import Path
 
 import pandas as pd
+from measure import machine
 
 from nbsupport import ROOT, workflow
 from nbsupport.artifacts import STAGES, Run, checksum, wanted
@@ -122,6 +123,7 @@ def main():
     parser.add_argument("--json", help="write the kills and the verdict")
     options = parser.parse_args()
     rng, kills, differing = random.Random(options.seed), [], {}
+    made_by = machine()  # of the code as it is now: it is copied below
     with tempfile.TemporaryDirectory(prefix="kill-") as folder:
         # A copy, so that whoever edits the repository meanwhile does not change the experiment.
         code = Path(folder) / "code"
@@ -159,9 +161,9 @@ def main():
             things = f"{len(kills)} kills in {rounds} runs, {len(expected)} things compared"
             print(f"{things}: {verdict}", flush=True)
             if options.json:  # after each run, so that who stops it keeps what was seen
-                report = {"kills": kills, "runs": rounds, "compared": sorted(expected)}
+                report = {"machine": made_by, "profile": options.profile, "jobs": options.jobs}
+                report |= {"kills": kills, "runs": rounds, "compared": sorted(expected)}
                 report |= {"differing": differing, "seconds": duration}
-                report |= {"profile": options.profile, "jobs": options.jobs}
                 Path(options.json).write_text(json.dumps(report, indent=1) + "\n")
     sys.exit(bool(differing))
 

@@ -320,7 +320,7 @@ def test_notebook_6_scans_filters_and_trains_again(chain, run, tmp_path):
     assert "no training yet after: PoisonDetector, Heatmap Clustering, random filter" in said
     assert "clean-r0 is not scanned; needed: " in said
     assert "standard-s3-p15-resnet-r0 blended-a20-p15-r0" in said
-    assert sum("image/png" in o.get("data", {}) for o in outputs) == 5
+    assert sum("image/png" in o.get("data", {}) for o in outputs) == 6
 
     written = run.path("retrained/perfect/training").stat().st_mtime_ns
     again = papermill("06_beyond", out, "nbsupport", **place, make="none")

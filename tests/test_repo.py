@@ -27,7 +27,7 @@ FLOORS = (
      "execution", "figures", "gradients", "results",
      "workflow"},
     {"cli", "engine", "evidence", "heatmap_clustering", "lrp",
-     "pictures", "plots", "poison_detector", "site", "training"},
+     "patterns", "pictures", "plots", "poison_detector", "site", "training"},
     {"detection", "retraining", "scan", "tables"},
     {"ablation"},
 )  # fmt: skip

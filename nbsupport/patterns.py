@@ -1,0 +1,224 @@
+"""A trigger without a place has a mean: find a spread pattern in a group, and try it elsewhere.
+
+A blended picture or a wave lies over the whole image, and no window holds it (`evidence` misses
+it). But it lies on every poisoned image in the same way. So the mean of a group of images minus
+the mean of the others shows it, if the group is mostly poison; and added to images of other
+classes it takes its label along, which the difference of two groups of clean signs does not.
+What is smooth, the light of the photographs above all, is left out.
+
+References
+----------
+.. [1] Chen, Liu, Li, Lu, Song, "Targeted backdoor attacks on deep learning systems using data
+   poisoning", 2017 (the blended trigger).
+.. [2] Barni, Kallas, Tondi, "A new backdoor attack in CNNs by training set corruption without
+   label poisoning", ICIP 2019 (the sinusoidal one).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.ndimage import gaussian_filter
+from sklearn.cluster import KMeans
+from torch import Tensor, nn
+
+from nbsupport.evaluation import predict
+
+__all__ = ["Found", "carried", "details", "group_pattern", "likeness", "look_again", "refine"]
+
+
+@dataclass(frozen=True)
+class Found:
+    """What became of a first guess.
+
+    Attributes
+    ----------
+    group : bool ndarray, shape (n,)
+        The images that hold the pattern.
+    pattern : float32 ndarray, shape (c, h, w)
+        Grey levels.
+    carried : float
+        Share of the images of other classes that the pattern turns into the label.
+    """
+
+    group: np.ndarray
+    pattern: np.ndarray
+    carried: float
+
+
+def details(images, blur: float = 2.0) -> np.ndarray:
+    """Leave out what is smooth: images minus their blurred selves.
+
+    Parameters
+    ----------
+    images : array or Tensor, shape (..., h, w)
+        Images, on any scale.
+    blur : float
+        Standard deviation of the Gaussian, in pixels.
+
+    Returns
+    -------
+    float32 ndarray, shape (..., h, w)
+    """
+    images = np.asarray(images, dtype=np.float32)
+    sigma = (0,) * (images.ndim - 2) + (blur, blur)
+    return images - gaussian_filter(images, sigma, mode="nearest")
+
+
+def group_pattern(images, group, blur: float = 2.0) -> np.ndarray:
+    """Estimate the trigger of a group: its mean minus that of the others, without what is smooth.
+
+    Parameters
+    ----------
+    images : array or Tensor, shape (n, c, h, w)
+        Images of one class, from 0 to 255.
+    group : bool array, shape (n,)
+        Those that may be poisoned, by any detector.
+    blur : float
+        As in `details`.
+
+    Returns
+    -------
+    float32 ndarray, shape (c, h, w)
+        Grey levels.
+
+    Raises
+    ------
+    ValueError
+        If all images are in the group, or none is.
+    """
+    images, group = np.asarray(images), np.asarray(group, dtype=bool)
+    if group.shape != (len(images),) or not 0 < group.sum() < len(group):
+        raise ValueError(
+            f"the group (shape {group.shape}) names {group.sum()} of {len(images)} images; pass a "
+            "bool for each, true for some and not for all: a verdict that accuses somebody"
+        )
+    return details(images[group].mean(0) - images[~group].mean(0), blur)
+
+
+def carried(
+    model: nn.Module,
+    pattern,
+    carriers: Tensor,
+    label: int,
+    device: torch.device,
+    strength: float = 1.0,
+    precision: str = "auto",
+) -> np.ndarray:
+    """Add a pattern to images of other classes: are they read as the label then?
+
+    Parameters
+    ----------
+    model : Module
+        Network on ``device``.
+    pattern : array, shape (c, h, w)
+        Grey levels, see `group_pattern`.
+    carriers : uint8 Tensor, shape (m, c, h, w)
+        Images of other classes, see `nbsupport.evidence.pick_carriers`.
+    label : int
+        Class that the pattern may stand for.
+    device, precision
+        As in `nbsupport.evaluation.predict`.
+    strength : float
+        The pattern is multiplied with it.
+
+    Returns
+    -------
+    bool ndarray, shape (m,)
+    """
+    shifted = carriers.float() + strength * torch.as_tensor(pattern)
+    shifted = shifted.round().clamp(0, 255).to(torch.uint8)
+    return (predict(model, shifted, device, precision).argmax(1) == label).numpy()
+
+
+def likeness(images, pattern, blur: float = 2.0) -> np.ndarray:
+    """Measure how much of a pattern each image holds.
+
+    Parameters
+    ----------
+    images : array or Tensor, shape (n, c, h, w)
+        Images, from 0 to 255.
+    pattern : array, shape (c, h, w)
+        Grey levels, see `group_pattern`.
+    blur : float
+        As in `details`.
+
+    Returns
+    -------
+    float32 ndarray, shape (n,)
+        Coefficient of the pattern in each image's details: about 1 with it, 0 without it; 0 for
+        all where there is no pattern.
+    """
+    pattern = np.asarray(pattern, dtype=np.float32)
+    inner = np.tensordot(details(images, blur), pattern, 3)
+    return inner / max(float((pattern**2).sum()), np.finfo(np.float32).tiny)
+
+
+def refine(images, group, rounds: int = 1, blur: float = 2.0) -> tuple[np.ndarray, np.ndarray]:
+    """Let a pattern gather its own group: those that hold it, instead of those first named.
+
+    Parameters
+    ----------
+    images : array or Tensor, shape (n, c, h, w)
+        Images of one class, from 0 to 255.
+    group : bool array, shape (n,)
+        A first guess, by any detector; some of them, not all.
+    rounds : int
+        Times that the group is cut anew: 2-means of `likeness`, from its values 0 and 1.
+    blur : float
+        As in `details`.
+
+    Returns
+    -------
+    group : bool ndarray, shape (n,)
+        The group of the last round.
+    pattern : float32 ndarray, shape (c, h, w)
+        Its pattern, see `group_pattern`.
+
+    Raises
+    ------
+    ValueError
+        If the first group is empty, or all images are in it.
+    """
+    pattern = group_pattern(images, group, blur)
+    for _ in range(rounds):
+        held = likeness(images, pattern, blur)[:, None]
+        if np.ptp(held) == 0:  # nothing but smooth differences
+            break
+        cut = KMeans(2, init=np.array([[0.0], [1.0]]), n_init=1).fit(held)
+        group = cut.labels_ == cut.cluster_centers_[:, 0].argmax()
+        pattern = group_pattern(images, group, blur)
+    return np.asarray(group, dtype=bool), pattern
+
+
+def look_again(
+    model: nn.Module,
+    images,
+    guesses: Mapping[str, np.ndarray],
+    carriers: Tensor,
+    label: int,
+    device: torch.device,
+) -> dict[str, Found]:
+    """Refine what several detectors say of a class, and ask what their patterns are worth.
+
+    Parameters
+    ----------
+    model, carriers, label, device
+        As in `carried`.
+    images : array or Tensor, shape (n, c, h, w)
+        Images of one class, from 0 to 255.
+    guesses : mapping of str to bool array, shape (n,)
+        Verdicts by the name of the detector; who accuses nobody, or everybody, is passed over.
+
+    Returns
+    -------
+    dict of str to Found
+    """
+    found = {}
+    for name, guess in guesses.items():
+        if np.any(guess) and not np.all(guess):
+            group, pattern = refine(images, guess)
+            share = carried(model, pattern, carriers, label, device).mean()
+            found[name] = Found(group, pattern, float(share))
+    return found

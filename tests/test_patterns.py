@@ -117,7 +117,9 @@ def test_detectors_that_accuse_nobody_or_all_are_passed_over(signs):
     }
     found = patterns.look_again(model, images, guesses, others, 5, CPU)
     assert list(found) == ["right", "half"]
-    for one in found.values():
-        assert np.array_equal(one.group, truth)
+    for name, one in found.items():
+        group, pattern = patterns.refine(images, guesses[name])
+        assert np.array_equal(one.group, group)
         assert np.array_equal(one.pattern, pattern)
         assert one.carried == patterns.carried(model, pattern, others, 5, CPU).mean() > 0.9
+    assert np.array_equal(found["right"].group, truth)

@@ -8,7 +8,7 @@ from functools import cache
 
 import torch
 
-__all__ = ["autocast", "pick_device", "tune_allocator"]
+__all__ = ["autocast", "describe", "pick_device", "tune_allocator"]
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -31,6 +31,25 @@ def autocast(device: torch.device, precision: str):
     if precision == "auto" and _has_bf16(device.type):
         return torch.autocast(device.type, torch.bfloat16)
     return nullcontext()
+
+
+def describe(device: torch.device, precision: str | None = None) -> str:
+    """Say what computed, for a record: "cpu, 1 threads, bfloat16".
+
+    Parameters
+    ----------
+    device : torch.device
+        What computed.
+    precision : str, optional
+        That of a profile: which number format it came to on this device is told too, since the same
+        training rounds differently elsewhere.
+    """
+    text = f"{device.type}, {torch.get_num_threads()} threads"
+    if precision is None:
+        return text
+    with autocast(device, precision):
+        half = torch.is_autocast_enabled(device.type)
+    return f"{text}, {'bfloat16' if half else 'float32'}"
 
 
 @cache

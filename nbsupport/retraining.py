@@ -13,6 +13,7 @@ import torch
 
 from nbsupport import metrics
 from nbsupport.artifacts import FILTERS, STAGES, Run, checksum
+from nbsupport.devices import describe
 from nbsupport.evaluation import evaluate, load_poisoned
 from nbsupport.models import build
 from nbsupport.training import fit, identity
@@ -138,7 +139,7 @@ def retrain(
         made_from=((run, "attack"), (run, "training"), (run, chosen)),
         parameters=before["parameters"] | {"filter": name},
         seconds=seconds,
-        device=f"{device.type}, {torch.get_num_threads()} threads",
+        device=describe(device, profile.precision),
     )
     checkpoint.unlink(missing_ok=True)
     return found

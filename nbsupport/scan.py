@@ -19,6 +19,7 @@ from nbsupport import evidence, lrp
 from nbsupport.artifacts import Run
 from nbsupport.attacks import Manifest
 from nbsupport.baselines import ActivationClustering
+from nbsupport.devices import describe
 from nbsupport.evaluation import load_model, load_poisoned
 from nbsupport.graph import Network
 from nbsupport.poison_detector import PoisonDetector
@@ -276,7 +277,7 @@ def examine(
         made_from=((run, "attack"), (run, "training")),
         parameters=parameters or {},
         seconds=sum(spent.values()),
-        device=f"{device.type}, {torch.get_num_threads()} threads",
+        device=describe(device),
     )
 
 

@@ -10,7 +10,7 @@ RUNS      ?= data/runs
 DEVICE    ?= auto
 MINUTES   ?=
 GRID      ?= --attack standard --p 5,15 --s 1,3
-KEEP      ?=
+KEEP      ?= ask
 FILTERS   ?= poison_detector perfect random
 GALLERY  := poisoned_examples heatmaps composites collapse
 # Tables and figures of drawn signs never overwrite those of real ones.
@@ -65,11 +65,10 @@ beyond: $(READY)  ## which class is it, and what is left of the backdoor after d
 	@nbsupport run $(BATCH) $(UNLOCK) --stage beyond --filters $(FILTERS) \
 		--scenarios $(SCENARIOS)
 
-figures: $(READY)  ## write figures/ anew from the finished runs of PROFILE, without training
+figures: $(READY)  ## write figures/ anew, without training: KEEP=yes leaves published runs in
 	papermill --engine nbsupport --kernel python3 notebooks/05_results.ipynb \
 		"$(RUNS)/$(PROFILE)/05_results.ipynb" -p profile $(PROFILE) -p runs "$(RUNS)" \
-		-p data "$(DATA)" -p interactive False -p figures_folder "$(FIGURES)" \
-		$(if $(KEEP),-p keep True)
+		-p data "$(DATA)" -p interactive False -p figures_folder "$(FIGURES)" -p keep $(KEEP)
 
 gallery:  ## copy the pictures of the README from a finished demo run (drawn signs only)
 	mkdir -p figures/gallery

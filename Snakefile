@@ -327,8 +327,8 @@ rule results:
         finished,
         notebook=local("notebooks/05_results.ipynb"),
         modules=modules(
-            "ablation", "audits", "figures", "metrics", "paper", "pictures", "plots", "results",
-            "retraining", "scan", "tables",
+            "ablation", "audits", "figures", "metrics", "paper", "pictures", "plots", "published",
+            "results", "retraining", "scan", "tables",
         ),
     output:
         f"{RUNS}/{PROFILE}/results.csv",

@@ -485,8 +485,8 @@ def publish(table: pd.DataFrame, folder: Path, provenance: Mapping[str, Any]):
     path = Path(folder) / "ablation.csv"
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic(path) as temporary:
-        table.to_csv(temporary, index=False, float_format="%.6g")
+        table.to_csv(temporary, index=False, float_format="%.9g")
     fig = plots.rate_maps(panels(table), title=finding(table))
-    told = {**provenance, "table": {path.name: checksum(path)}}
+    told = {**provenance, "csv": {path.name: checksum(path)}}
     figures.save(fig, "ablation", folder, told)
     return fig

@@ -306,19 +306,16 @@ def paired(runs: Iterable[Run], ours: str = OURS, theirs: str = "heatmap") -> pd
     return pd.DataFrame(rows)
 
 
-def update_csv(results: pd.DataFrame, path: Path, *, keep: bool = False) -> pd.DataFrame:
+def update_csv(results: pd.DataFrame, path: Path) -> pd.DataFrame:
     """Write results into a CSV file that may hold those of other profiles.
 
     Parameters
     ----------
     results : DataFrame
-        From `collect`.
+        From `collect`, joined with the rows of runs on other machines (`published.Published`) if
+        these shall stay: what the file holds of the same profiles is replaced.
     path : Path
         File to write.
-    keep : bool
-        What becomes of older rows of the same profiles whose runs are not in ``results``. They go,
-        since nothing stands behind them any more, unless told to stay: they may come from runs on
-        another machine.
 
     Returns
     -------
@@ -329,9 +326,7 @@ def update_csv(results: pd.DataFrame, path: Path, *, keep: bool = False) -> pd.D
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists():
         older = pd.read_csv(path)
-        replaced = KEYS[:2] if keep else KEYS[:1]
-        gone = pd.MultiIndex.from_frame(results[replaced])
-        older = older[~pd.MultiIndex.from_frame(older[replaced]).isin(gone)]
+        older = older[~older["profile"].isin(results["profile"])]
         results = pd.concat([older, results]) if len(older) else results
     # Columns that met an empty one hold objects, whose digits would not be rounded.
     results = results.sort_values(KEYS, kind="stable").infer_objects()

@@ -20,7 +20,8 @@ from nbsupport.scenarios import ATTACKS, Scenario
 
 __all__ = [
     "COLUMNS", "PRINTED", "VERDICTS", "compare", "comparison", "detections", "experiment", "export",
-    "missing", "publish_scoreboard", "readable", "results_table", "scoreboard", "styled",
+    "in_order", "missing", "publish_scoreboard", "readable", "results_table", "scoreboard",
+    "styled",
 ]  # fmt: skip
 
 PROPOSED = "heatmap"
@@ -56,6 +57,13 @@ VERDICTS = ("better", "within", "worse", "weak", "missing", "no value")
 def experiment(scenario: str) -> str:
     """Name what repetitions have in common: a scenario id without its repetition."""
     return re.sub(r"-r\d+$", "", str(scenario))
+
+
+def in_order(results: pd.DataFrame) -> pd.DataFrame:
+    """Sort rows of results.csv by scenario, and methods as every figure does: ours comes last."""
+    order = {method: place for place, method in enumerate(figures.METHOD_STYLE)}
+    by_method = results.sort_values("method", key=lambda m: m.map(order), kind="stable")
+    return by_method.sort_values("scenario", kind="stable", ignore_index=True)
 
 
 def compare(
@@ -515,7 +523,8 @@ def export(
     elif "method" in table:
         text = text.assign(method=_labels(table))
     body = {
-        ".csv": table.to_csv(index=False, float_format="%.6g"),
+        # Columns of objects would keep all their digits.
+        ".csv": table.infer_objects().to_csv(index=False, float_format="%.9g"),
         ".md": _markdown(text),
         ".tex": text.to_latex(index=False, escape=True, longtable=len(text) > 40),
     }

@@ -222,7 +222,7 @@ def test_publish_writes_numbers_picture_and_where_they_come_from(tmp_path):
     )
     told = json.loads((tmp_path / "new" / "ablation.json").read_text())
     assert told["runs"] == {"tiny/x": {}}
-    for name, digest in {**told["files"], **told["table"]}.items():
+    for name, digest in {**told["files"], **told["csv"]}.items():
         assert checksum(tmp_path / "new" / name) == digest
     pd.testing.assert_frame_equal(
         pd.read_csv(tmp_path / "new" / "ablation.csv"), GRID, check_dtype=False

@@ -113,23 +113,6 @@ def test_undefined_rates_are_empty(make, tmp_path):
     assert (row["asr"], row["attack_took"], row["masr"]) == ("", "", "88.5")
 
 
-def test_newer_rows_replace_those_of_the_same_run_alone_if_the_rest_shall_stay(make, tmp_path):
-    path = tmp_path / "results.csv"
-    same, other, profile = make(), make("standard-s3-p33-r1"), make(profile="demo")
-    update_csv(collect([same, other, profile]), path)
-    before = pd.read_csv(path)
-    newer = collect([make(methods=("heatmap", "activation"), seed=9)])
-    merged = update_csv(newer, path, keep=True)
-    after = pd.read_csv(path)
-    assert len(after) == len(merged) == 6
-    mine = (after["profile"] == "tiny") & (after["scenario"] == "standard-s3-p33-r0")
-    assert after[mine]["method"].tolist() == ["activation", "heatmap"], "raw was not run again"
-    assert after[mine]["acc"].tolist() == [100, 99]
-    theirs = (before["profile"] != "tiny") | (before["scenario"] != "standard-s3-p33-r0")
-    rest = before[theirs].reset_index(drop=True)
-    pd.testing.assert_frame_equal(after[~mine].reset_index(drop=True), rest)
-
-
 def test_rows_of_runs_that_are_gone_go_and_other_profiles_stay(make, tmp_path):
     path = tmp_path / "results.csv"
     runs = [make(), make("standard-s3-p33-r1"), make(profile="demo")]
@@ -150,13 +133,10 @@ def test_update_is_idempotent(make, tmp_path):
     first = path.read_bytes()
     update_csv(collect(runs), path)
     assert path.read_text().splitlines() == first.decode().splitlines()
-    update_csv(collect(runs[1:]), path, keep=True)
     update_csv(collect([]), path)
     assert path.read_text().splitlines() == first.decode().splitlines()
-    path.unlink()
-    for run in reversed(runs):
-        update_csv(collect([run]), path, keep=True)
-    assert path.read_bytes() == first, "the order of the updates shows"
+    update_csv(collect(runs[::-1]), path)
+    assert path.read_bytes() == first, "the order of the runs shows"
 
 
 def test_interrupted_update_keeps_the_old_file(make, tmp_path, monkeypatch):

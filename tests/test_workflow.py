@@ -234,8 +234,8 @@ def test_figures_of_drawn_signs_never_replace_those_of_real_ones(profile, folder
     made = recipe("figures", f"PROFILE={profile}")
     assert f'-p figures_folder "{folder}"' in made
     assert "snakemake" not in made
-    assert "keep" not in made
-    assert "-p keep True" in recipe("figures", f"PROFILE={profile}", "KEEP=1")
+    assert "-p keep ask" in made
+    assert "-p keep yes" in recipe("figures", f"PROFILE={profile}", "KEEP=yes")
 
 
 SUBMIT = """#!/bin/sh
@@ -324,7 +324,7 @@ def test_pictures_of_gtsrb_stay_beside_the_runs(tmp_path):
     assert beside == {"figure1", "figure3", "figure4"}
     assert {path.stem for path in published.iterdir()} == {
         "table1", "table2", "table3", "table4", "table5", "thesis", "scoreboard", "results",
-        "detection_rates", "localisation", "networks", "without_poison",
+        "detection_rates", "localisation", "networks", "without_poison", "strength",
     }  # fmt: skip
     assert "Figure 5 is missing" in (tmp_path / "out.ipynb").read_text()
     for name in ("table1", "scoreboard", "detection_rates"):

@@ -22,6 +22,14 @@ from nbsupport.scenarios import Profile, Scenario
 
 __all__ = ["build", "check", "main"]
 
+TEMPLATE = """
+{%- extends 'index.html.j2' -%}
+{%- block html_head_js -%}{%- endblock -%}
+"""
+"""The classic template keeps the alternative texts of pictures, others drop them. Its scripts for
+widgets and diagrams, which pages without either would fetch from the net, are left out; MathJax,
+which sets the formulas, stays."""
+
 SHOWN = ("activation", "heatmap", OURS)
 """Methods whose rates stand in the index; the pages have all."""
 
@@ -63,8 +71,7 @@ def build(runs: Path, profile: Profile, out: Path) -> list[Path]:
             f"no executed notebook below {base}; make some with\n  make run PROFILE={profile}"
         )
     pages = {source: out / source.relative_to(base).with_suffix(".html") for source in sources}
-    # The classic template keeps the alternative texts of pictures, others drop them.
-    exporter = HTMLExporter(template_name="classic")
+    exporter = HTMLExporter(template_name="classic", raw_template=TEMPLATE)
     for source, page in pages.items():
         notebook = nbformat.read(source, 4)
         _shorten(notebook)

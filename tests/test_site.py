@@ -60,6 +60,13 @@ def out(tmp_path_factory):
     return folder / "site"
 
 
+def test_only_formulas_ask_the_net_for_a_script(out):
+    text = (out / "00_overview.html").read_text()
+    hosts = re.findall(r"<script[^>]*src=.([^'\" ]+)|from '(http[^']+)'", text)
+    assert len(hosts) == 1
+    assert "mathjax" in hosts[0][0].lower()
+
+
 def links(page):
     return {
         text: target

@@ -37,8 +37,10 @@ DEVICE = str(config.get("device", "auto"))
 DATA = str(config.get("data", "auto"))
 FIGURES = str(config.get("figures", "auto"))
 RUN = f"{RUNS}/{PROFILE}/{{scenario}}"
-# Generous: ten times what two cores need. A hung job ends instead of holding the batch.
-MINUTES = int(config.get("minutes", {"tiny": 10, "demo": 20, "fast": 150}.get(PROFILE.name, 1440)))
+# Generous: five times what one core without bfloat16 needs for the longest step, the training (fast:
+# 120 minutes). A hung job ends instead of holding the batch.
+LIMITS = {"tiny": 20, "demo": 120, "fast": 600}
+MINUTES = int(config.get("minutes", LIMITS.get(PROFILE.name, 1440)))
 GPU = DEVICE == "cuda" or (DEVICE == "auto" and shutil.which("nvidia-smi") is not None)
 # Several scenarios share the cores of a machine best when each job keeps to few threads. A cluster
 # counts jobs and not cores: its profile tells the threads of each rule (set-threads).

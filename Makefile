@@ -13,8 +13,8 @@ GRID      ?= --attack standard --p 5,15 --s 1,3
 KEEP      ?= ask
 FILTERS   ?= poison_detector perfect random
 GALLERY  := poisoned_examples heatmaps composites collapse
-# Tables and figures of drawn signs never overwrite those of real ones.
-FIGURES   ?= $(if $(filter tiny% demo%,$(PROFILE)),figures/$(PROFILE),figures)
+# figures/ itself holds those of profile fast; no other profile overwrites them.
+FIGURES   ?= $(if $(filter fast,$(PROFILE)),figures,figures/$(PROFILE))
 
 SETTINGS := PYTHON VENV JOBS GPUS PROFILE SCENARIOS DATA RUNS DEVICE MINUTES GRID KEEP FILTERS FIGURES
 given = $(foreach v,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $v))),$v))

@@ -53,7 +53,8 @@ class Published:
     Raises
     ------
     ValueError
-        If ``keep`` is another word, or is "ask" and there are rows of other runs.
+        If ``keep`` is another word, is "ask" and there are rows of other runs, or is not "no" and
+        the tables are those of another profile.
     ArtifactError
         If a table is not the one that its JSON file names.
     """
@@ -67,6 +68,14 @@ class Published:
         tables = {} if keep == "no" else {name: self._rows(name) for name in TIDY}
         self._tables = {name: rows for name, rows in tables.items() if len(rows)}
         self.kept = {run for rows in self._tables.values() for run in rows["scenario"]}
+        others = {profile for name in TIDY for profile in self._told(name).get("profiles", ())}
+        others -= {self.profile}
+        if keep != "no" and others:
+            raise ValueError(
+                f"{self.folder} holds tables of profile {min(others)!r}, which those of "
+                f"{self.profile!r} would replace: another figures_folder (FIGURES=) leaves them "
+                "alone, keep='no' drops them"
+            )
         if keep == "ask" and self.kept:
             raise ValueError(
                 f"{self.folder} holds {len(self.kept)} runs of profile {self.profile!r} that are "
@@ -122,8 +131,7 @@ class Published:
             The same with the kept runs, all versions that made either, and the ``note`` that the
             file may hold.
         """
-        path = self.folder / f"{name}.json"
-        before = json.loads(path.read_text()) if path.exists() else {}
+        before = self._told(name)
         kept = {
             run: stages
             for run, stages in before.get("runs", {}).items()
@@ -141,25 +149,26 @@ class Published:
             "runs_made_with": {name: sorted(made) for name, made in sorted(versions.items())},
         } | {key: before[key] for key in ("note",) if key in before}
 
+    def _told(self, name: str) -> dict[str, Any]:
+        """Read the JSON file beside a table or figure."""
+        path = self.folder / f"{name}.json"
+        return json.loads(path.read_text()) if path.exists() else {}
+
     def _rows(self, name: str) -> pd.DataFrame:
         """Read the rows of a published table that no run here replaces, as text."""
         path = self.folder / f"{name}.csv"
         if not path.exists():
             return pd.DataFrame()
-        beside, told = path.with_suffix(".json"), {}
-        if beside.exists():
-            told = json.loads(beside.read_text())
-            sums = {**told.get("files", {}), **told.get("csv", {})}
-            if sums.get(path.name, checksum(path)) != checksum(path):
-                raise ArtifactError(
-                    f"{path} is not the table that {beside.name} tells about; take back the change "
-                    "(git checkout) or drop the published rows (keep='no')"
-                )
+        told = self._told(name)
+        sums, found = {**told.get("files", {}), **told.get("csv", {})}, checksum(path)
+        if sums.get(path.name, found) != found:
+            raise ArtifactError(
+                f"{path} is not the table that {name}.json tells about; take back the change "
+                "(git checkout) or drop the published rows (keep='no')"
+            )
         rows = _read(path)
         if "profile" in rows:
             rows = rows[rows["profile"] == self.profile]
-        elif told.get("profiles", [self.profile]) != [self.profile]:
-            return pd.DataFrame()
         return rows[~rows["scenario"].isin(self.here)]
 
 

@@ -87,11 +87,13 @@ def test_nothing_published_is_dropped_without_a_word(make, publish, tmp_path):
     assert set(publish([make(NEW)], keep="no")[0]["scenario"]) == {NEW}
 
 
-def test_other_profiles_are_not_mixed_in(make, publish):
+@pytest.mark.parametrize("keep", ["ask", "yes"])
+def test_tables_of_another_profile_are_neither_mixed_in_nor_replaced(make, publish, keep):
     _, _, folder = publish([make(OLD)])
-    before = Published(folder, "demo", [], keep="ask")
-    assert before.kept == set()
-    assert len(before.join("networks", pd.DataFrame())) == 0
+    words = "holds tables of profile 'tiny', which those of 'demo' would replace.*FIGURES="
+    with pytest.raises(ValueError, match=words):
+        Published(folder, "demo", [], keep=keep)
+    assert len(Published(folder, "demo", [], keep="no").join("networks", pd.DataFrame())) == 0
 
 
 def test_an_edited_table_is_refused_by_name(make, publish):

@@ -227,10 +227,10 @@ def test_make_and_the_command_line_run_the_same_thing():
 
 @pytest.mark.parametrize(
     ("profile", "folder"),
-    [("fast", "figures"), ("paper", "figures"), ("demo", "figures/demo"),
-     ("demo-epochs9", "figures/demo-epochs9")],
+    [("fast", "figures"), ("paper", "figures/paper"), ("demo", "figures/demo"),
+     ("fast-epochs9", "figures/fast-epochs9")],
 )  # fmt: skip
-def test_figures_of_drawn_signs_never_replace_those_of_real_ones(profile, folder):
+def test_figures_of_one_profile_never_replace_those_of_another(profile, folder):
     made = recipe("figures", f"PROFILE={profile}")
     assert f'-p figures_folder "{folder}"' in made
     assert "snakemake" not in made

@@ -21,6 +21,8 @@ given = $(foreach v,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $v)
 unknown := $(filter-out $(SETTINGS) CI,$(given))
 $(if $(strip $(unknown)),$(error no setting is called $(strip $(unknown)); there are $(SETTINGS)))
 
+$(if $(filter ask yes no,$(KEEP)),,$(error KEEP is '$(KEEP)'; choose ask, yes or no))
+
 # A list made by a loop in the shell comes with line ends, which a recipe cannot hold.
 define newline
 

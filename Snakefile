@@ -3,8 +3,8 @@
     snakemake --cores 2 --config profile=demo scenarios=standard-s3-p15-r0
 
 Snakemake decides which notebooks run, where and in what order; papermill runs each one. Settings
-(`--config name=value`): profile, scenarios (ids, or "paper"), runs, data, device, minutes, figures,
-filters (for every_beyond: what is dropped before a second training).
+(`--config name=value`): profile, scenarios (ids, or "paper"), runs, data, device, minutes, filters
+(for every_beyond: what is dropped before a second training).
 """
 
 import os
@@ -16,7 +16,7 @@ from snakemake.exceptions import WorkflowError
 from nbsupport.artifacts import CHAIN, FILTERS, STAGES
 from nbsupport.scenarios import Profile, Scenario, expand
 
-KNOWN = {"profile", "scenarios", "runs", "data", "device", "minutes", "figures", "filters"}
+KNOWN = {"profile", "scenarios", "runs", "data", "device", "minutes", "filters"}
 if unknown := set(config) - KNOWN:
     sys.exit(f"unknown settings {sorted(unknown)}; choose among {sorted(KNOWN)}")
 
@@ -35,12 +35,11 @@ POISONED = [scenario for scenario in SCENARIOS if scenario.attack != "clean"]
 RUNS = str(config.get("runs", "data/runs"))
 DEVICE = str(config.get("device", "auto"))
 DATA = str(config.get("data", "auto"))
-FIGURES = str(config.get("figures", "auto"))
 RUN = f"{RUNS}/{PROFILE}/{{scenario}}"
 # Generous: five times what one core without bfloat16 needs for the longest step, the training (fast:
 # 120 minutes). A hung job ends instead of holding the batch.
 LIMITS = {"tiny": 20, "demo": 120, "fast": 600}
-MINUTES = int(config.get("minutes", LIMITS.get(PROFILE.name, 1440)))
+MINUTES = int(config.get("minutes", LIMITS.get(PROFILE.name.partition("-")[0], 1440)))
 GPU = DEVICE == "cuda" or (DEVICE == "auto" and shutil.which("nvidia-smi") is not None)
 # Several scenarios share the cores of a machine best when each job keeps to few threads. A cluster
 # counts jobs and not cores: its profile tells the threads of each rule (set-threads).
@@ -339,5 +338,5 @@ rule results:
     resources:
         runtime=MINUTES,
     shell:
-        COMMON + "-p figures_folder {FIGURES:q} -p data {DATA:q} "
+        COMMON + "-p data {DATA:q} "
         '-p runs "$(cd "$(dirname {output:q})/.." && pwd)"'

@@ -18,7 +18,7 @@ from nbsupport import detection, figures, gw, plots
 from nbsupport.artifacts import Run, atomic, checksum
 from nbsupport.detectors import one_of
 from nbsupport.embeddings import sliced_quantiles
-from nbsupport.results import VERDICT
+from nbsupport.results import VERDICT, csv_text
 
 __all__ = [
     "BLIND", "CLUSTERERS", "DISTANCES", "KEYS", "PUBLISHED", "QUESTIONS", "REPRESENTATIONS", "Name",
@@ -485,7 +485,7 @@ def publish(table: pd.DataFrame, folder: Path, provenance: Mapping[str, Any]):
     path = Path(folder) / "ablation.csv"
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic(path) as temporary:
-        table.to_csv(temporary, index=False, float_format="%.9g")
+        temporary.write_text(csv_text(table))
     fig = plots.rate_maps(panels(table), title=finding(table))
     told = {**provenance, "csv": {path.name: checksum(path)}}
     figures.save(fig, "ablation", folder, told)

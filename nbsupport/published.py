@@ -13,42 +13,58 @@ from typing import Any
 
 import pandas as pd
 
-from nbsupport.artifacts import ArtifactError, Run, checksum, wanted
+from nbsupport.artifacts import CHAIN, FILTERS, STAGES, ArtifactError, Run, checksum
+from nbsupport.results import csv_text
 
 __all__ = ["KEEP", "TIDY", "Published"]
 
 KEEP = ("ask", "yes", "no")
 """What becomes of published runs that are not here."""
 
-TIDY = (
-    "results", "strength", "networks", "localisation", "without_poison", "scans",
-    "after_detection", "ablation",
-)  # fmt: skip
-"""Tables with rows of single runs; all others are made from these."""
+TIDY = {
+    "results": ("detection",),
+    "strength": ("training",),
+    "networks": ("training",),
+    "localisation": ("relevance",),
+    "without_poison": ("relevance",),
+    "scans": ("scan",),
+    "after_detection": tuple(f"retrained/{name}/training" for name in FILTERS),
+    "ablation": ("ablation",),
+}
+"""Tables with rows of single runs, and the stages that rows come from (any of them will do); all
+other tables are made from these."""
+
+WHOLE = {
+    "side", "amplitude", "repetition", "n", "n_poisoned", "n_class", "n_tp", "n_fn", "n_tn", "n_fp",
+    "n_strong", "images", "classes", "per_class", "target", "accused", "accused_wrongly", "removed",
+    "poison_removed", "poison_left",
+}  # fmt: skip
+"""Columns of whole numbers; a 100 in any other is 100.0."""
 
 
 class Published:
-    """The tidy tables in a folder of figures, without the runs that are made anew here.
+    """The tidy tables in a folder of figures, of runs that are not made anew here.
 
     Parameters
     ----------
     folder : Path
         Where ``<table>.csv`` and, beside it, ``<table>.json`` lie; it may be empty or missing.
     profile : str
-        Only rows of this profile are kept.
-    trained : iterable of Run
-        Runs here, with training finished. Once finished altogether they replace all that is
-        published of them, in every table: a scan of the older network must not stand beside the
-        detection rates of the newer.
+        Whose tables; a folder holds those of one profile.
+    runs : iterable of Run
+        Runs here, with training finished. A run replaces what is published of it once it has all
+        that is: a scan of the older network must not stand beside the rates of the newer.
     keep : {"ask", "yes", "no"}
         Whether the rows of other runs stay; "ask" refuses where there are any.
 
     Attributes
     ----------
-    here : set of str
-        Ids of the runs that are finished here.
     kept : set of str
         Ids of the runs whose published rows stay.
+    lacking : dict
+        Of runs that are here and do not replace what is published: the tables they lack.
+    older : dict
+        Of kept runs with a stage of an older version than today's: these stages.
 
     Raises
     ------
@@ -56,26 +72,34 @@ class Published:
         If ``keep`` is another word, is "ask" and there are rows of other runs, or is not "no" and
         the tables are those of another profile.
     ArtifactError
-        If a table is not the one that its JSON file names.
+        If a table is not the one that its JSON file names, has no such file, or lacks rows of a run
+        that others have.
     """
 
-    def __init__(self, folder: Path, profile: str, trained: Iterable[Run], *, keep: str = "ask"):
+    def __init__(self, folder: Path, profile: str, runs: Iterable[Run], *, keep: str = "ask"):
         if keep not in KEEP:
             raise ValueError(f"keep is {keep!r}; choose {', '.join(map(repr, KEEP))}")
-        self.folder, self.profile = Path(folder), str(profile)
-        whole = (run for run in trained if all(map(run.has, wanted(run.scenario))))
-        self.here = {str(run.scenario) for run in whole}
-        tables = {} if keep == "no" else {name: self._rows(name) for name in TIDY}
-        self._tables = {name: rows for name, rows in tables.items() if len(rows)}
-        self.kept = {run for rows in self._tables.values() for run in rows["scenario"]}
-        others = {profile for name in TIDY for profile in self._told(name).get("profiles", ())}
-        others -= {self.profile}
-        if keep != "no" and others:
-            raise ValueError(
-                f"{self.folder} holds tables of profile {min(others)!r}, which those of "
-                f"{self.profile!r} would replace: another figures_folder (FIGURES=) leaves them "
-                "alone, keep='no' drops them"
-            )
+        self.folder, self.profile, self._empty = Path(folder), str(profile), set()
+        self._tables = {} if keep == "no" else {name: self._read(name) for name in TIDY}
+        rows = {name: set(table["scenario"]) for name, table in self._tables.items() if len(table)}
+        here = {str(run.scenario): run for run in runs if str(run.profile) == self.profile}
+        self.kept, self.lacking = set().union(*rows.values()), {}
+        for name in self.kept & set(here):
+            lacks = [
+                table
+                for table, there in rows.items()
+                if name in there and not any(map(here[name].has, TIDY[table]))
+            ]
+            if lacks:
+                self.lacking[name] = lacks
+        self.kept -= set(here) - set(self.lacking)
+        self._check(rows)
+        stages = self.tell("networks", {"runs": {}, "profiles": [], "runs_made_with": {}})["runs"]
+        self.older = {
+            run.split("/", 1)[1]: old
+            for run, told in stages.items()
+            if (old := [s for s in CHAIN if told.get(s, {}).get("version", 0) < _version(s, told)])
+        }
         if keep == "ask" and self.kept:
             raise ValueError(
                 f"{self.folder} holds {len(self.kept)} runs of profile {self.profile!r} that are "
@@ -83,6 +107,18 @@ class Published:
                 "leaves them in the tables, keep='no' drops them; another figures_folder "
                 "(FIGURES=) starts a collection of your own"
             )
+
+    def __str__(self):
+        lines = [f"{len(self.kept)} published networks stay beside them"] * bool(self.kept)
+        lines += [
+            f"beware: {run} is published from an older version of {', '.join(stages)}"
+            for run, stages in self.older.items()
+        ]
+        lines += [
+            f"what is published of {run} stays: here it has nothing for {', '.join(tables)} yet"
+            for run, tables in sorted(self.lacking.items())
+        ]
+        return "\n".join(lines) or "nothing published stays beside them"
 
     def join(self, name: str, rows: pd.DataFrame) -> pd.DataFrame:
         """Put the kept rows of a table and new ones below each other, sorted by scenario.
@@ -92,8 +128,8 @@ class Published:
         name : str
             One of `TIDY`.
         rows : DataFrame
-            New rows, with a column ``scenario``; those of a run that is published and not finished
-            here are left out. May be empty.
+            New rows, with a column ``scenario``; those of a run whose published rows are kept are
+            left out. May be empty.
 
         Returns
         -------
@@ -103,17 +139,16 @@ class Published:
         """
         if name not in TIDY:
             raise ValueError(f"no tidy table is called {name!r}; choose one of {', '.join(TIDY)}")
-        kept = self._tables.get(name)
+        parts = [self._tables[name]] if len(self._tables.get(name, ())) else []
+        parts = [part[part["scenario"].isin(self.kept)] for part in parts]
         if len(rows):
-            rows = rows[~rows["scenario"].isin(self.kept)]
-        if not len(rows) and kept is None:
+            new = rows[~rows["scenario"].isin(self.kept)]
+            parts.insert(0, _strings(StringIO(csv_text(new))))
+        parts = [part for part in parts if len(part)]
+        if not parts:
+            self._empty.add(name)
             return rows
-        parts = [_text(rows)] if len(rows) else []
-        text = pd.concat(parts if kept is None else [*parts, kept])
-        text = text.sort_values("scenario", kind="stable")
-        # A float that happens to be whole everywhere is one still: 100.00 %, not 100.
-        floats = {c: float for c in rows if len(rows) and pd.api.types.is_float_dtype(rows[c])}
-        return _typed(text).astype(floats).reset_index(drop=True)
+        return _typed(pd.concat(parts).sort_values("scenario", kind="stable"))
 
     def tell(self, name: str, told: Mapping[str, Any]) -> dict[str, Any]:
         """Add to the provenance of new runs what is known of the kept ones.
@@ -131,11 +166,11 @@ class Published:
             The same with the kept runs, all versions that made either, and the ``note`` that the
             file may hold.
         """
-        before = self._told(name)
+        before = self._told(name) if self.kept else {}
         kept = {
             run: stages
             for run, stages in before.get("runs", {}).items()
-            if run.startswith(f"{self.profile}/") and run.split("/", 1)[1] in self.kept
+            if run.split("/", 1)[1] in self.kept
         }
         if not kept:
             return dict(told)
@@ -144,41 +179,67 @@ class Published:
             versions.setdefault(library, set()).update(made)
         return {
             **told,
-            "profiles": sorted({*told["profiles"], self.profile}),
-            "runs": dict(sorted((kept | told["runs"]).items())),
+            "profiles": [self.profile],
+            # The kept ones last: the same run may be half finished here.
+            "runs": dict(sorted((told["runs"] | kept).items())),
             "runs_made_with": {name: sorted(made) for name, made in sorted(versions.items())},
         } | {key: before[key] for key in ("note",) if key in before}
+
+    def sweep(self) -> list[str]:
+        """Remove the files of tables of which `join` found nothing left; return their names."""
+        gone = [path for name in self._empty for path in self.folder.glob(f"{name}.*")]
+        for path in gone:
+            path.unlink()
+        return sorted(path.name for path in gone)
 
     def _told(self, name: str) -> dict[str, Any]:
         """Read the JSON file beside a table or figure."""
         path = self.folder / f"{name}.json"
-        return json.loads(path.read_text()) if path.exists() else {}
+        if not path.exists():
+            return {}
+        try:
+            told = json.loads(path.read_text())
+        except ValueError as error:
+            raise ArtifactError(f"{path} is no JSON ({error}); {_WAY_OUT}") from error
+        if others := set(told.get("profiles", ())) - {self.profile}:
+            raise ValueError(
+                f"{path} is of profile {min(others)!r}, and a folder holds one profile: another "
+                f"figures_folder (FIGURES=) leaves it alone, keep='no' replaces it by "
+                f"{self.profile!r}"
+            )
+        return told
 
-    def _rows(self, name: str) -> pd.DataFrame:
-        """Read the rows of a published table that no run here replaces, as text."""
+    def _read(self, name: str) -> pd.DataFrame:
+        """Read a published table as text."""
         path = self.folder / f"{name}.csv"
+        told = self._told(name)
         if not path.exists():
             return pd.DataFrame()
-        told = self._told(name)
-        sums, found = {**told.get("files", {}), **told.get("csv", {})}, checksum(path)
-        if sums.get(path.name, found) != found:
-            raise ArtifactError(
-                f"{path} is not the table that {name}.json tells about; take back the change "
-                "(git checkout) or drop the published rows (keep='no')"
-            )
-        rows = _read(path)
-        if "profile" in rows:
-            rows = rows[rows["profile"] == self.profile]
-        return rows[~rows["scenario"].isin(self.here)]
+        sums = {**told.get("files", {}), **told.get("csv", {})}
+        if sums.get(path.name) != checksum(path):
+            raise ArtifactError(f"{path} is not the table that {name}.json tells of; {_WAY_OUT}")
+        return _strings(path)
+
+    def _check(self, rows: Mapping[str, set[str]]) -> None:
+        """Refuse results of kept runs whose attack nobody knows."""
+        for name in ("strength", "networks"):
+            gone = (rows.get("results", set()) & self.kept) - rows.get(name, set())
+            if gone:
+                raise ArtifactError(
+                    f"{self.folder / name}.csv lacks {min(gone)}, which results.csv has; {_WAY_OUT}"
+                )
 
 
-def _read(source) -> pd.DataFrame:
+_WAY_OUT = "take back the change (git checkout) or drop the published rows (keep='no')"
+
+
+def _version(stage: str, told: Mapping[str, Any]) -> int:
+    """Today's version of a stage that a run has."""
+    return STAGES[stage].version if stage in told else 0
+
+
+def _strings(source) -> pd.DataFrame:
     return pd.read_csv(source, dtype=str, keep_default_na=False)
-
-
-def _text(rows: pd.DataFrame) -> pd.DataFrame:
-    # Columns of objects would keep all their digits.
-    return _read(StringIO(rows.infer_objects().to_csv(index=False, float_format="%.9g")))
 
 
 def _typed(text: pd.DataFrame) -> pd.DataFrame:
@@ -188,10 +249,11 @@ def _typed(text: pd.DataFrame) -> pd.DataFrame:
         source, dtype_backend="numpy_nullable", keep_default_na=False, na_values=[""]
     )
     for name, column in frame.items():
-        if not column.hasnans and not pd.api.types.is_string_dtype(column):
-            frame[name] = column.astype(column.dtype.numpy_dtype)
-        elif pd.api.types.is_float_dtype(column):
+        kind = column.dtype.kind
+        if kind in "if" and name not in WHOLE:
             frame[name] = column.astype(float)
+        elif kind in "ib" and not column.hasnans:
+            frame[name] = column.astype(column.dtype.numpy_dtype)
         else:
             frame[name] = column.astype(object).where(column.notna(), None)
     return frame

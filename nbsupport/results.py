@@ -11,8 +11,8 @@ from nbsupport import metrics
 from nbsupport.artifacts import CHAIN, PLACE, Run, atomic, library_versions
 
 __all__ = [
-    "COLUMNS", "OURS", "collect", "localisation", "networks", "odd_settings", "paired",
-    "provenance", "strength", "update_csv",
+    "COLUMNS", "OURS", "collect", "csv_text", "localisation", "networks", "odd_settings", "paired",
+    "provenance", "strength", "write_csv",
 ]  # fmt: skip
 
 OURS = "poison_detector"
@@ -231,7 +231,7 @@ def _effective(rates: np.ndarray, sizes: np.ndarray) -> float:
 
 
 def provenance(runs: Iterable[Run], stages: Iterable[str] = CHAIN) -> dict:
-    """Say where results come from: checksums, code, device and seconds of the stages.
+    """Say where results come from: version, checksums, code, device and seconds of the stages.
 
     Parameters
     ----------
@@ -246,7 +246,8 @@ def provenance(runs: Iterable[Run], stages: Iterable[str] = CHAIN) -> dict:
     dict
         Ready for the JSON file beside a figure.
     """
-    runs, stages, kept = list(runs), tuple(stages), ("payload", "code", "device", "seconds")
+    runs, stages = list(runs), tuple(stages)
+    kept = ("version", "payload", "code", "device", "seconds")
     records = {
         f"{run.profile}/{run.scenario}": {
             stage: run.load(stage) for stage in stages if stage in CHAIN or run.has(stage)
@@ -306,31 +307,26 @@ def paired(runs: Iterable[Run], ours: str = OURS, theirs: str = "heatmap") -> pd
     return pd.DataFrame(rows)
 
 
-def update_csv(results: pd.DataFrame, path: Path) -> pd.DataFrame:
-    """Write results into a CSV file that may hold those of other profiles.
+def csv_text(rows: pd.DataFrame) -> str:
+    """Write a table as CSV, numbers with nine digits.
+
+    Digits enough that whoever rounds a rate to two decimals rounds it once, not twice.
+    """
+    # Columns that met an empty one hold objects, whose digits would not be rounded.
+    return rows.infer_objects().to_csv(index=False, float_format="%.9g")
+
+
+def write_csv(results: pd.DataFrame, path: Path) -> None:
+    """Write results.csv, sorted by profile, scenario and method.
 
     Parameters
     ----------
     results : DataFrame
-        From `collect`, joined with the rows of runs on other machines (`published.Published`) if
-        these shall stay: what the file holds of the same profiles is replaced.
+        From `collect`.
     path : Path
         File to write.
-
-    Returns
-    -------
-    DataFrame
-        All rows that the file holds now, sorted by profile, scenario and method.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    if path.exists():
-        older = pd.read_csv(path)
-        older = older[~older["profile"].isin(results["profile"])]
-        results = pd.concat([older, results]) if len(older) else results
-    # Columns that met an empty one hold objects, whose digits would not be rounded.
-    results = results.sort_values(KEYS, kind="stable").infer_objects()
     with atomic(path) as temporary:
-        # Digits enough that whoever rounds a rate to 2 decimals rounds it once, not twice.
-        results.to_csv(temporary, index=False, float_format="%.9g")
-    return results.reset_index(drop=True)
+        temporary.write_text(csv_text(results.sort_values(KEYS, kind="stable")))

@@ -25,6 +25,7 @@ __all__ = ["build", "check", "main"]
 TEMPLATE = """
 {%- extends 'index.html.j2' -%}
 {%- block html_head_js -%}{%- endblock -%}
+{%- block jupyter_widgets -%}{%- endblock -%}
 """
 """The classic template keeps the alternative texts of pictures, others drop them. Its scripts for
 widgets and diagrams, which pages without either would fetch from the net, are left out; MathJax,

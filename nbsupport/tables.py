@@ -15,12 +15,12 @@ from nbsupport.artifacts import atomic, checksum, code_version
 from nbsupport.audits import LAST_DIGIT
 from nbsupport.evaluation import ATTACK_TOOK
 from nbsupport.metrics import Interval
-from nbsupport.results import OURS
+from nbsupport.results import OURS, csv_text
 from nbsupport.scenarios import ATTACKS, Scenario
 
 __all__ = [
     "COLUMNS", "PRINTED", "VERDICTS", "compare", "comparison", "detections", "experiment", "export",
-    "in_order", "missing", "publish_scoreboard", "readable", "results_table", "scoreboard",
+    "in_order", "missing", "note", "publish_scoreboard", "readable", "results_table", "scoreboard",
     "styled",
 ]  # fmt: skip
 
@@ -523,8 +523,7 @@ def export(
     elif "method" in table:
         text = text.assign(method=_labels(table))
     body = {
-        # Columns of objects would keep all their digits.
-        ".csv": table.infer_objects().to_csv(index=False, float_format="%.9g"),
+        ".csv": csv_text(table),
         ".md": _markdown(text),
         ".tex": text.to_latex(index=False, escape=True, longtable=len(text) > 40),
     }
@@ -538,19 +537,25 @@ def export(
         for run, told in provenance["runs"].items()
         if not about or experiment(run.split("/")[1]) in about
     }
-    # Pictures of the same name, if any, belong to the same table.
+    return [*paths, note(name, folder, {**provenance, "runs": runs})]
+
+
+def note(name: str, folder: Path, provenance: Mapping[str, Any]) -> Path:
+    """Write where a table comes from into ``<name>.json``, with the checksums of its files.
+
+    Pictures of the same name, if any, belong to the same table.
+    """
     files = [path for path in sorted(folder.glob(f"{name}.*")) if path.suffix != ".json"]
-    note = {
+    told = {
         "table": name,
         "files": {path.name: checksum(path) for path in files},
         "code": code_version(),
         **provenance,
-        "runs": runs,
     }
-    paths.append(folder / f"{name}.json")
-    with atomic(paths[-1]) as temporary:
-        temporary.write_text(json.dumps(note, indent=1, allow_nan=False) + "\n")
-    return paths
+    path = folder / f"{name}.json"
+    with atomic(path) as temporary:
+        temporary.write_text(json.dumps(told, indent=1, allow_nan=False) + "\n")
+    return path
 
 
 def _text(value) -> Any:

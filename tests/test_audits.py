@@ -45,7 +45,7 @@ def test_the_audit_accepts_what_we_wrote_and_finds_a_changed_digit(tmp_path):
     table = results.collect([run]).assign(n_poisoned=813, n_class=2463)
     assert len(audits.audit_ours(table)) == 0
     path = tmp_path / "results.csv"
-    results.update_csv(table, path)
+    results.write_csv(table, path)
     read = pd.read_csv(path)
     assert len(audits.audit_ours(read)) == 0
     for change in ({"tpr": 99.0}, {"n_tp": 811}, {"n_poisoned": 812}):
@@ -57,7 +57,7 @@ def test_a_rate_near_the_middle_of_two_decimals_is_rounded_once(tmp_path):
     run = Run(tmp_path / "runs", PROFILES["fast"], Scenario.parse("label_consistent-s3-p02-r2"))
     finish(run, {"activation": detected(23, 10, 974, 643)})  # TNR 60.235003, not 60.235
     table = results.collect([run]).assign(n_poisoned=33, n_class=1650)
-    results.update_csv(table, tmp_path / "results.csv")
+    results.write_csv(table, tmp_path / "results.csv")
     assert len(audits.audit_ours(pd.read_csv(tmp_path / "results.csv"))) == 0
 
 

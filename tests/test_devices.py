@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from nbsupport import devices
-from nbsupport.devices import autocast, pick_device, tune_allocator
+from nbsupport.devices import autocast, describe, pick_device, tune_allocator
 
 
 @pytest.mark.parametrize("there", [True, False])
@@ -41,6 +41,18 @@ def test_bfloat16_is_used_only_when_asked_and_there(monkeypatch, precision, unit
     with autocast(torch.device("cpu"), precision):
         assert torch.nn.Linear(2, 2)(torch.ones(1, 2)).dtype == dtype
     assert torch.nn.Linear(2, 2)(torch.ones(1, 2)).dtype == torch.float32
+
+
+def test_a_record_tells_what_computed_and_how_precisely(monkeypatch):
+    cpu, threads = torch.device("cpu"), torch.get_num_threads()
+    assert describe(cpu) == f"cpu, {threads} threads"
+    for units, precision, name in (
+        (True, "auto", "bfloat16"),
+        (False, "auto", "float32"),
+        (True, "fp32", "float32"),
+    ):
+        monkeypatch.setattr(devices, "_has_bf16", lambda _, units=units: units)
+        assert describe(cpu, precision) == f"cpu, {threads} threads, {name}"
 
 
 @pytest.mark.parametrize("there", [True, False])

@@ -1,13 +1,16 @@
 """Rows of runs on other machines stay, and all published tables follow from published rows."""
 
 import json
+from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 import pytest
+import torch
 from runs import finish
 
 from nbsupport import ROOT, results, tables
-from nbsupport.artifacts import ArtifactError, Run
+from nbsupport.artifacts import CHAIN, STAGES, ArtifactError, Run
 from nbsupport.published import KEEP, TIDY, Published
 from nbsupport.scenarios import PROFILES, Scenario
 
@@ -26,54 +29,98 @@ def make(tmp_path):
 
 @pytest.fixture
 def publish(tmp_path):
-    """Publish runs as notebook 5 does, and open the folder on another machine."""
+    """Publish rows of runs as notebook 5 does."""
     folder = tmp_path / "figures"
 
-    def publish(runs, keep="no", profile="tiny"):
-        before = Published(folder, profile, runs, keep=keep)
-        table = before.join("results", results.collect(runs))
-        told, every = results.provenance(runs), before.join("networks", results.networks(runs))
-        results.update_csv(table, folder / "results.csv")
-        tables.export(every, "networks", folder, before.tell("networks", told))
-        return table, every, folder
+    def publish(runs, keep="no"):
+        before = Published(folder, "tiny", runs, keep=keep)
+        whole, told = [run for run in runs if run.has("detection")], results.provenance(runs, ())
+        told["profiles"] = ["tiny"]
+        told["runs"] = {
+            f"tiny/{run.scenario}": {
+                stage: {"version": STAGES[stage].version, "payload": run.load(stage)["payload"]}
+                for stage in CHAIN
+                if run.has(stage)
+            }
+            for run in runs
+        }
+        rows = {
+            "results": results.collect(whole),
+            "strength": results.strength(whole),
+            "networks": results.networks(runs),
+        }
+        joined = {name: before.join(name, each) for name, each in rows.items()}
+        for name, table in joined.items():
+            tables.export(table, name, folder, before.tell(name, told))
+        return joined, before, folder
 
     return publish
 
 
+def side(folder, name, runs, **columns):
+    """Publish a side road of some runs."""
+    rows = pd.DataFrame({"scenario": runs} | columns)
+    tables.export(rows, name, folder, {"runs": {}, "profiles": ["tiny"]})
+
+
 def test_rows_of_other_machines_stay_beside_new_ones(make, publish):
     publish([make(OLD, seed=3), make("clean-r0")])
-    table, every, folder = publish([make(NEW)], keep="yes")
-    assert table["scenario"].tolist() == ["clean-r0"] * 2 + [NEW] * 2 + [OLD] * 2
-    assert every["scenario"].tolist() == ["clean-r0", NEW, OLD]
-    assert every["n_poisoned"].tolist() == [0, 20, 20]
+    joined, _, folder = publish([make(NEW)], keep="yes")
+    assert joined["results"]["scenario"].tolist() == ["clean-r0"] * 2 + [NEW] * 2 + [OLD] * 2
+    assert joined["networks"]["scenario"].tolist() == ["clean-r0", NEW, OLD]
+    assert joined["networks"]["n_poisoned"].tolist() == [0, 20, 20]
     told = json.loads((folder / "networks.json").read_text())
     assert list(told["runs"]) == ["tiny/clean-r0", f"tiny/{NEW}", f"tiny/{OLD}"]
-    assert told["runs"][f"tiny/{OLD}"]["training"]["seconds"] == 100
-    # And once more, on a third machine that has nothing.
-    third, _, _ = publish([], keep="yes")
-    third, table = tables.in_order(third), tables.in_order(table)
-    pd.testing.assert_frame_equal(third, table, check_dtype=False)
+    # And once more, on a third machine that has nothing: the same files.
+    files = {path: path.read_bytes() for path in folder.iterdir()}
+    _, before, _ = publish([], keep="yes")
+    assert str(before) == "3 published networks stay beside them"
+    assert {path: path.read_bytes() for path in folder.iterdir()} == files
 
 
-def test_a_run_made_anew_replaces_all_that_is_published_of_it(make, publish):
-    _, _, folder = publish([make(NEW), make(OLD)])
-    scans = pd.DataFrame({"scenario": [NEW, OLD], "accused": [9, 1]})
-    tables.export(scans, "scans", folder, {"runs": {}, "profiles": ["tiny"]})
+def test_a_run_made_anew_replaces_what_is_published_of_it(make, publish):
+    publish([make(NEW), make(OLD)])
     newer = make(NEW, seed=5, methods=("heatmap",))
-    table, _, _ = publish([newer], keep="yes")
+    joined, before, folder = publish([newer], keep="yes")
+    table = joined["results"]
     assert table.loc[table["scenario"] == NEW, ["method", "acc"]].to_numpy().tolist() == [
         ["heatmap", 95],
     ]  # fmt: skip
-    scans = Published(folder, "tiny", [newer], keep="yes").join("scans", pd.DataFrame())
-    assert scans.to_dict("records") == [{"scenario": OLD, "accused": 1}], "of the older network"
+    assert (before.kept, before.lacking) == ({OLD}, {})
+    told = json.loads((folder / "results.json").read_text())["runs"][f"tiny/{NEW}"]
+    assert told["detection"]["payload"] == newer.load("detection")["payload"]
 
 
-def test_a_published_run_is_not_replaced_before_it_is_finished(make, publish):
-    publish([make(OLD, masr=77.0)])
-    trained = make(OLD, masr=11.0)
-    trained.path("detection").unlink()
-    before = Published(publish([], keep="yes")[2], "tiny", [trained], keep="yes")
-    assert before.join("networks", results.networks([trained]))["masr"].tolist() == [77.0]
+def test_what_is_published_of_a_run_stays_until_all_of_it_is_made_anew(make, publish):
+    joined, _, folder = publish([make(NEW, masr=77.0), make(OLD)])
+    side(folder, "scans", [NEW, OLD], accused=[9, 1])
+    before_told = json.loads((folder / "networks.json").read_text())["runs"][f"tiny/{NEW}"]
+    again = make(NEW, masr=11.0, seed=4)
+    for _ in range(2):  # and what was written does not change the answer
+        joined, before, _ = publish([again], keep="yes")
+        assert joined["networks"]["masr"].tolist() == [77.0, 88.5]
+        assert joined["results"]["acc"].tolist() == [90, 91, 90, 91]
+        assert before.join("scans", pd.DataFrame())["accused"].tolist() == [9, 1]
+        assert before.lacking == {NEW: ["scans"]}
+        assert f"what is published of {NEW} stays: here it has nothing for scans yet" in str(before)
+        told = json.loads((folder / "networks.json").read_text())["runs"][f"tiny/{NEW}"]
+        assert told == before_told, "the provenance is that of the rows"
+    arrays = {"label": np.arange(3)}
+    again.save("scan", arrays, {}, made_from=((again, "attack"), (again, "training")))
+    joined, before, _ = publish([again], keep="yes")
+    assert joined["networks"]["masr"].tolist() == [11.0, 88.5]
+    assert before.join("scans", pd.DataFrame())["scenario"].tolist() == [OLD]
+
+
+def test_a_run_in_training_may_be_published_again_and_again(make, publish):
+    run = make(NEW, masr=11.0)
+    run.path("detection").unlink()
+    for masr in (11.0, 12.0):
+        training = run.load("training")["result"] | {"masr": masr}
+        run.save("training", {"w": torch.ones(1)}, training, made_from=((run, "attack"),))
+        joined, before, _ = publish([run], keep="ask")
+        assert joined["networks"]["masr"].tolist() == [masr]
+        assert before.kept == set()
 
 
 def test_nothing_published_is_dropped_without_a_word(make, publish, tmp_path):
@@ -83,25 +130,66 @@ def test_nothing_published_is_dropped_without_a_word(make, publish, tmp_path):
     with pytest.raises(ValueError, match=words):
         publish([make(NEW)], keep="ask")
     assert {path: path.read_bytes() for path in (tmp_path / "figures").iterdir()} == files
-    assert set(publish([make(OLD)], keep="ask")[0]["scenario"]) == {OLD}
-    assert set(publish([make(NEW)], keep="no")[0]["scenario"]) == {NEW}
+    assert set(publish([make(OLD)], keep="ask")[0]["results"]["scenario"]) == {OLD}
+    assert set(publish([make(NEW)], keep="no")[0]["results"]["scenario"]) == {NEW}
+
+
+def test_dropped_tables_leave_no_files(make, publish):
+    _, _, folder = publish([make(OLD)])
+    side(folder, "scans", [OLD], accused=[1])
+    before = Published(folder, "demo", [], keep="no")
+    for name in TIDY:
+        before.join(name, pd.DataFrame())
+    gone = before.sweep()
+    assert {"scans.csv", "scans.json", "results.csv", "networks.md"} <= set(gone)
+    assert list(folder.iterdir()) == []
+    assert Published(folder, "tiny", [], keep="ask").kept == set()
 
 
 @pytest.mark.parametrize("keep", ["ask", "yes"])
 def test_tables_of_another_profile_are_neither_mixed_in_nor_replaced(make, publish, keep):
     _, _, folder = publish([make(OLD)])
-    words = "holds tables of profile 'tiny', which those of 'demo' would replace.*FIGURES="
+    words = "is of profile 'tiny', and a folder holds one profile.*FIGURES=.*by 'demo'"
     with pytest.raises(ValueError, match=words):
         Published(folder, "demo", [], keep=keep)
     assert len(Published(folder, "demo", [], keep="no").join("networks", pd.DataFrame())) == 0
 
 
-def test_an_edited_table_is_refused_by_name(make, publish):
+def test_a_run_of_another_profile_replaces_nothing(make, publish):
     _, _, folder = publish([make(OLD)])
-    path = folder / "networks.csv"
+    assert Published(folder, "tiny", [make(OLD, profile="demo")], keep="yes").kept == {OLD}
+
+
+@pytest.mark.parametrize("name", ["results", "strength", "networks"])
+def test_an_edited_table_is_refused_by_name(make, publish, name):
+    _, _, folder = publish([make(OLD)])
+    path = folder / f"{name}.csv"
     path.write_text(path.read_text().replace("88.5", "98.5"))
-    with pytest.raises(ArtifactError, match=r"networks\.csv is not the table that networks\.json"):
+    with pytest.raises(ArtifactError, match=rf"{name}\.csv is not the table that {name}\.json"):
         publish([], keep="yes")
+    path.with_suffix(".json").unlink()
+    with pytest.raises(ArtifactError, match=rf"{name}\.csv is not the table that {name}\.json"):
+        publish([], keep="yes")
+
+
+def test_half_a_collection_is_refused_by_name(make, publish):
+    _, _, folder = publish([make(OLD)])
+    (folder / "strength.csv").unlink()
+    with pytest.raises(ArtifactError, match=rf"strength\.csv lacks {OLD}, which results\.csv has"):
+        publish([], keep="yes")
+    (folder / "strength.json").write_text("<<<<<<< HEAD")
+    with pytest.raises(ArtifactError, match=r"strength\.json is no JSON"):
+        publish([], keep="yes")
+    assert publish([make(NEW)], keep="no")[1].kept == set()
+
+
+def test_rows_of_an_older_version_are_named(make, publish, monkeypatch):
+    publish([make(OLD)])
+    stage = replace(STAGES["detection"], version=99)
+    monkeypatch.setitem(STAGES, "detection", stage)
+    _, before, _ = publish([], keep="yes")
+    assert before.older == {OLD: ["detection"]}
+    assert f"beware: {OLD} is published from an older version of detection" in str(before)
 
 
 @pytest.mark.parametrize("keep", ["True", "", "maybe"])
@@ -123,17 +211,17 @@ def test_numbers_are_those_that_the_file_will_hold(tmp_path):
             "rate": [100 / 3, 100.0],
             "whole": [100.0, 100.0],
             "n": [12, 7],
-            "gap": [12, None],
+            "n_strong": [12, None],
             "low": [0.5, None],
             "took": [True, None],
             "who": ["a, b", None],
         }
-    ).astype({"gap": object, "took": object, "low": object})
+    ).astype({"n_strong": object, "took": object, "low": object})
     found = Published(tmp_path, "tiny", []).join("networks", rows)
     assert found["rate"].tolist() == [33.3333333, 100.0]
     assert found["whole"].dtype == float
     assert found["n"].dtype == int
-    assert [str(v) for v in found["gap"]] == ["12", "None"]
+    assert [str(v) for v in found["n_strong"]] == ["12", "None"]
     assert found["low"].isna().tolist() == [False, True]
     assert found["took"].tolist() == [True, None]
     assert found["who"].tolist() == ["a, b", None]
@@ -153,9 +241,9 @@ def all_published():
 def test_every_published_run_says_where_it_comes_from(all_published, name):
     rows = all_published.join(name, pd.DataFrame())
     assert len(rows)
-    beside = "detections" if name == "results" else name
-    told = all_published.tell(beside, {"runs": {}, "profiles": [], "runs_made_with": {}})
+    told = all_published.tell(name, {"runs": {}, "profiles": [], "runs_made_with": {}})
     assert {f"fast/{run}" for run in rows["scenario"]} <= set(told["runs"])
+    assert all_published.older == {}, "published again from today's versions"
     assert "torch" in told["runs_made_with"]
 
 

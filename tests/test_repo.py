@@ -24,9 +24,10 @@ FLOORS = (
     {"art_adapter", "artifacts", "attacks", "audits", "data", "detectors", "embeddings",
      "graph", "rules", "transport"},
     {"attribution", "barycentres", "baselines", "embedding_clustering", "evaluation",
-     "execution", "figures", "gradients", "published", "results", "workflow"},
+     "execution", "figures", "gradients", "results", "workflow"},
     {"cli", "engine", "evidence", "heatmap_clustering", "lrp",
-     "patterns", "pictures", "plots", "poison_detector", "site", "training"},
+     "patterns", "pictures", "plots", "poison_detector", "published",
+     "site", "training"},
     {"detection", "retraining", "scan", "tables"},
     {"ablation"},
 )  # fmt: skip

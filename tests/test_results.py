@@ -6,9 +6,9 @@ import pandas as pd
 import pytest
 from runs import finish
 
-from nbsupport import __version__, results
+from nbsupport import __version__, artifacts, results
 from nbsupport.artifacts import CHAIN, ArtifactError, Run
-from nbsupport.results import collect, provenance, strength, update_csv
+from nbsupport.results import collect, provenance, strength, write_csv
 from nbsupport.scenarios import PROFILES, Scenario
 
 COLUMNS = [
@@ -81,7 +81,7 @@ def test_no_runs_give_an_empty_table(tmp_path):
     table = collect([])
     assert list(table.columns) == COLUMNS
     assert len(table) == 0
-    assert len(update_csv(table, tmp_path / "results.csv")) == 0
+    write_csv(table, tmp_path / "results.csv")
     assert (tmp_path / "results.csv").read_text().strip() == ",".join(COLUMNS)
 
 
@@ -95,62 +95,42 @@ def test_unfinished_run_is_refused(make):
 def test_file_holds_the_table_sorted(make, tmp_path):
     path = tmp_path / "figures" / "results.csv"
     table = collect([make(), make(profile="demo"), make("clean-r0")])
-    merged = update_csv(table, path)
+    write_csv(table, path)
     read = pd.read_csv(path)
     assert list(read.columns) == COLUMNS
     keys = ["profile", "scenario", "method"]
     assert read[keys].to_numpy().tolist() == sorted(table[keys].to_numpy().tolist())
-    assert merged[keys].equals(read[keys])
-    assert list(merged.index) == list(range(6))
     assert read["tpr"].tolist()[:2] == [81.1234568, 80.1234568], "nine digits"
     assert [p.name for p in path.parent.iterdir()] == ["results.csv"]
 
 
 def test_undefined_rates_are_empty(make, tmp_path):
     path = tmp_path / "results.csv"
-    update_csv(collect([make("clean-r0", methods=("raw",), asr=None)]), path)
+    write_csv(collect([make("clean-r0", methods=("raw",), asr=None)]), path)
     row = dict(zip(*(line.split(",") for line in path.read_text().splitlines()), strict=True))
     assert (row["asr"], row["attack_took"], row["masr"]) == ("", "", "88.5")
 
 
-def test_rows_of_runs_that_are_gone_go_and_other_profiles_stay(make, tmp_path):
+def test_the_order_of_the_runs_does_not_show(make, tmp_path):
     path = tmp_path / "results.csv"
-    runs = [make(), make("standard-s3-p33-r1"), make(profile="demo")]
-    update_csv(collect(runs), path)
-    update_csv(collect(runs[:1]), path)
-    left = pd.read_csv(path)[["profile", "scenario"]].drop_duplicates()
-    assert left.to_numpy().tolist() == [
-        ["demo", "standard-s3-p33-r0"],
-        ["tiny", "standard-s3-p33-r0"],
-    ]
-
-
-def test_update_is_idempotent(make, tmp_path):
-    path = tmp_path / "results.csv"
-    undefined = make("clean-r0", asr=None)
-    runs = [make(), undefined, make("amplitude-a64-p33-r3", seed=3)]
-    update_csv(collect(runs), path)
+    runs = [make(), make("clean-r0", asr=None), make("amplitude-a64-p33-r3", seed=3)]
+    write_csv(collect(runs), path)
     first = path.read_bytes()
-    update_csv(collect(runs), path)
-    assert path.read_text().splitlines() == first.decode().splitlines()
-    update_csv(collect([]), path)
-    assert path.read_text().splitlines() == first.decode().splitlines()
-    update_csv(collect(runs[::-1]), path)
-    assert path.read_bytes() == first, "the order of the runs shows"
+    write_csv(collect(runs[::-1]), path)
+    assert path.read_bytes() == first
 
 
-def test_interrupted_update_keeps_the_old_file(make, tmp_path, monkeypatch):
+def test_an_interrupted_write_keeps_the_old_file(make, tmp_path, monkeypatch):
     path = tmp_path / "results.csv"
-    update_csv(collect([make()]), path)
-    before = path.read_bytes()
+    write_csv(collect([make()]), path)
+    before, fewer = path.read_bytes(), collect([make()])[:1]
 
-    def cut(self, target, **_):
-        target.write_text("profile,scen")
+    def full(_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(pd.DataFrame, "to_csv", cut)
+    monkeypatch.setattr(artifacts.os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
-        update_csv(collect([make("clean-r0")]), path)
+        write_csv(fewer, path)
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir() if p.is_file()] == ["results.csv"]
 

@@ -3,17 +3,19 @@
 import dataclasses
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
 
+import pandas as pd
 import pytest
 from runs import finish
 
 from nbsupport import ROOT, artifacts, results, workflow
 from nbsupport.artifacts import Run
 from nbsupport.cli import main
-from nbsupport.results import collect, update_csv
+from nbsupport.results import collect, write_csv
 from nbsupport.scenarios import PAPER, PROFILES, Scenario, expand
 from nbsupport.workflow import STARTUP, command, grid, outdated, progress
 
@@ -166,7 +168,7 @@ def planned(capfd, *arguments):
 
 def test_a_rate_added_to_a_grid_runs_only_what_is_new(make, tmp_path, capfd):
     runs = [make(f"standard-s3-p{p}-r{r}") for p in ("15", "05") for r in (0, 1)]
-    update_csv(collect(runs), tmp_path / "tiny" / "results.csv")
+    write_csv(collect(runs), tmp_path / "tiny" / "results.csv")
     there = ("--runs", tmp_path, "--attack", "standard", "--repetitions", 2)
     assert planned(capfd, *there, "--p", "15,5") == {}
     assert planned(capfd, *there, "--p", "15,5,33") == {
@@ -177,7 +179,7 @@ def test_a_rate_added_to_a_grid_runs_only_what_is_new(make, tmp_path, capfd):
 
 def test_another_spelling_of_the_data_folder_runs_nothing(make, tmp_path, capfd):
     run = make("standard-s3-p15-r0")
-    update_csv(collect([run]), tmp_path / "tiny" / "results.csv")
+    write_csv(collect([run]), tmp_path / "tiny" / "results.csv")
     # Snakemake then knows with which settings all this was made.
     place = {"runs": tmp_path, "data": "/one"}
     touch = command([run.scenario], "tiny", options=("--touch", "--forceall"), **place)
@@ -308,27 +310,71 @@ def test_a_failed_job_fails_the_workflow_and_leaves_its_notebook(scheduler, tmp_
 
 
 @pytest.mark.notebooks
-def test_pictures_of_gtsrb_stay_beside_the_runs(tmp_path):
-    runs, published = tmp_path / "runs", tmp_path / "published"
-    run = Run(runs, PROFILES["fast"], Scenario.parse("standard-s3-p15-r0"))
-    finish(run, ("activation", "heatmap", results.OURS))
-    done = subprocess.run(
+def results_notebook(out, runs, published, keep="ask"):
+    """Run notebook 5 on profile fast, without the images of GTSRB."""
+    return subprocess.run(
         [sys.executable, "-m", "papermill", "--engine", "nbsupport",
-         f"{ROOT}/notebooks/05_results.ipynb", str(tmp_path / "out.ipynb"), "-p", "profile", "fast",
-         "-p", "runs", str(runs), "-p", "data", str(tmp_path / "none"),
+         f"{ROOT}/notebooks/05_results.ipynb", str(out), "-p", "profile", "fast",
+         "-p", "runs", str(runs), "-p", "data", str(out.parent / "none"), "-p", "keep", keep,
          "-p", "figures_folder", str(published), "-p", "interactive", "False"],
         capture_output=True, text=True, timeout=600, check=False,
     )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def first_machine(tmp_path_factory):
+    """One run, published by notebook 5."""
+    base = tmp_path_factory.mktemp("first")
+    run = Run(base / "runs", PROFILES["fast"], Scenario.parse("standard-s3-p15-r0"))
+    finish(run, ("activation", "heatmap", results.OURS))
+    done = results_notebook(base / "out.ipynb", base / "runs", base / "published")
     assert done.returncode == 0, done.stderr[-3000:]
-    beside = {path.stem for path in (runs / "fast" / "figures").iterdir()}
+    return base
+
+
+def test_pictures_of_gtsrb_stay_beside_the_runs(first_machine):
+    published = first_machine / "published"
+    beside = {path.stem for path in (first_machine / "runs" / "fast" / "figures").iterdir()}
     assert beside == {"figure1", "figure3", "figure4"}
     assert {path.stem for path in published.iterdir()} == {
         "table1", "table2", "table3", "table4", "table5", "thesis", "scoreboard", "results",
         "detection_rates", "localisation", "networks", "without_poison", "strength",
     }  # fmt: skip
-    assert "Figure 5 is missing" in (tmp_path / "out.ipynb").read_text()
+    assert "Figure 5 is missing" in (first_machine / "out.ipynb").read_text()
     for name in ("table1", "scoreboard", "detection_rates"):
         note = json.loads((published / f"{name}.json").read_text())
         stages = note["runs"]["fast/standard-s3-p15-r0"]
         assert stages["training"]["device"] == "cuda"
         assert note["libraries"]["torch"]
+
+
+def test_published_tables_travel_from_machine_to_machine(first_machine, tmp_path):
+    published, other = tmp_path / "published", tmp_path / "elsewhere"
+    shutil.copytree(first_machine / "published", published)
+    for text in ("standard-s3-p33-r0", "clean-r0"):
+        finish(Run(other, PROFILES["fast"], Scenario.parse(text)), ("activation", "heatmap"))
+    refused = results_notebook(tmp_path / "ask.ipynb", other, published)
+    assert "holds 1 runs of profile 'fast' that are not finished here" in refused.stderr
+    done = results_notebook(tmp_path / "yes.ipynb", other, published, keep="yes")
+    assert done.returncode == 0, done.stderr[-3000:]
+    both = {"standard-s3-p15-r0", "standard-s3-p33-r0"}
+    for name, found in {
+        "results": both,
+        "strength": both,
+        "networks": both | {"clean-r0"},
+        "localisation": both,
+        "without_poison": both,
+    }.items():
+        assert set(pd.read_csv(published / f"{name}.csv")["scenario"]) == found, name
+        told = json.loads((published / f"{name}.json").read_text())["runs"]
+        assert set(told) >= {f"fast/{run}" for run in found}, name
+    table1 = pd.read_csv(published / "table1.csv").set_index("experiment")["n_runs"]
+    assert table1["standard-s3-p15"].max() == table1["standard-s3-p33"].max() == 1
+
+    # And on a third, which has none: the same tables.
+    tables = {path: path.read_bytes() for path in published.iterdir() if path.suffix != ".json"}
+    done = results_notebook(tmp_path / "none.ipynb", tmp_path / "nothing", published, keep="yes")
+    assert done.returncode == 0, done.stderr[-3000:]
+    again = {path: path.read_bytes() for path in published.iterdir() if path.suffix != ".json"}
+    assert [path.name for path in tables if again[path] != tables[path]] == []
+    assert "Figure 3 is missing" in (tmp_path / "none.ipynb").read_text()

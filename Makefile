@@ -77,11 +77,15 @@ gallery:  ## copy the pictures of the README from a finished demo run (drawn sig
 	cd "$(RUNS)/demo/standard-s3-p15-r0/figures" && cp \
 		$(foreach name,$(GALLERY),$(name).png $(name).json) "$(CURDIR)/figures/gallery/"
 
+# A file at a time to each worker. Threads that wait for each other must not keep a core busy.
+SUITE = OMP_WAIT_POLICY=passive python -m pytest --numprocesses $(JOBS) \
+	--dist loadfile --no-loadscope-reorder
+
 test: $(READY) lint  ## lint, unit tests, and the chain of notebooks on a tiny data set
-	python -m pytest
+	$(SUITE)
 
 test-fast: $(READY)  ## unit tests alone
-	python -m pytest -m "not notebooks"
+	$(SUITE) -m "not notebooks"
 
 STRIP = nbstripout --extra-keys "metadata.papermill metadata.widgets cell.metadata.papermill"
 

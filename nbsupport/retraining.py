@@ -139,7 +139,7 @@ def retrain(
         made_from=((run, "attack"), (run, "training"), (run, chosen)),
         parameters=before["parameters"] | {"filter": name},
         seconds=seconds,
-        device=describe(device, profile.precision),
+        device=describe(device, run.profile.precision),
     )
     checkpoint.unlink(missing_ok=True)
     return found

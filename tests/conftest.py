@@ -19,6 +19,12 @@ from nbsupport.data import Dataset, Split
 torch.set_num_threads(1)
 mpl.use("Agg")
 
+
+def pytest_collection_modifyitems(items):
+    """Begin with the chain of notebooks: it takes longest, and other workers do the rest."""
+    items.sort(key=lambda item: item.path.name != "test_notebooks.py")
+
+
 CLASS_SIZES = {
     "train": {0: 6, 1: 5, 2: 60, 5: 40, 7: 4, 12: 3},
     "validation": {0: 2, 1: 2, 2: 16, 5: 12, 7: 2, 12: 2},

@@ -21,8 +21,9 @@ mpl.use("Agg")
 
 
 def pytest_collection_modifyitems(items):
-    """Begin with the chain of notebooks: it takes longest, and other workers do the rest."""
-    items.sort(key=lambda item: item.path.name != "test_notebooks.py")
+    """Begin with the files that run notebooks, which take longest; other workers do the rest."""
+    slow = ("test_notebooks.py", "test_workflow.py")
+    items.sort(key=lambda item: item.path.name not in slow)
 
 
 CLASS_SIZES = {

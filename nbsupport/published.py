@@ -94,12 +94,18 @@ class Published:
                 self.lacking[name] = lacks
         self.kept -= set(here) - set(self.lacking)
         self._check(rows)
-        stages = self.tell("networks", {"runs": {}, "profiles": [], "runs_made_with": {}})["runs"]
-        self.older = {
-            run.split("/", 1)[1]: old
-            for run, told in stages.items()
-            if (old := [s for s in CHAIN if told.get(s, {}).get("version", 0) < _version(s, told)])
+        self._tables = {
+            name: table[table["scenario"].isin(self.kept)]
+            for name, table in self._tables.items()
+            if len(table)
         }
+        told = self._told("networks").get("runs", {}) if self.kept else {}
+        self.older = {}
+        for name in sorted(self.kept):
+            about = told.get(f"{self.profile}/{name}", {})
+            made = {stage: about[stage].get("version", 0) for stage in CHAIN if stage in about}
+            if old := [stage for stage in made if made[stage] < STAGES[stage].version]:
+                self.older[name] = old
         if keep == "ask" and self.kept:
             raise ValueError(
                 f"{self.folder} holds {len(self.kept)} runs of profile {self.profile!r} that are "
@@ -139,8 +145,7 @@ class Published:
         """
         if name not in TIDY:
             raise ValueError(f"no tidy table is called {name!r}; choose one of {', '.join(TIDY)}")
-        parts = [self._tables[name]] if len(self._tables.get(name, ())) else []
-        parts = [part[part["scenario"].isin(self.kept)] for part in parts]
+        parts = [self._tables.get(name, pd.DataFrame())]
         if len(rows):
             new = rows[~rows["scenario"].isin(self.kept)]
             parts.insert(0, _strings(StringIO(csv_text(new))))
@@ -231,11 +236,6 @@ class Published:
 
 
 _WAY_OUT = "take back the change (git checkout) or drop the published rows (keep='no')"
-
-
-def _version(stage: str, told: Mapping[str, Any]) -> int:
-    """Today's version of a stage that a run has."""
-    return STAGES[stage].version if stage in told else 0
 
 
 def _strings(source) -> pd.DataFrame:

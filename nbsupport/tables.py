@@ -62,8 +62,11 @@ def experiment(scenario: str) -> str:
 def in_order(results: pd.DataFrame) -> pd.DataFrame:
     """Sort rows of results.csv by scenario, and methods as every figure does: ours comes last."""
     order = {method: place for place, method in enumerate(figures.METHOD_STYLE)}
-    by_method = results.sort_values("method", key=lambda m: m.map(order), kind="stable")
-    return by_method.sort_values("scenario", kind="stable", ignore_index=True)
+    return results.sort_values(
+        ["scenario", "method"],
+        key=lambda column: column.map(order) if column.name == "method" else column,
+        ignore_index=True,
+    )
 
 
 def compare(

@@ -58,9 +58,9 @@ class Settings:
 
     def rows(self) -> dict[str, str]:
         """Return what a reader wants to see: resolved values by name."""
-        # Both bring torch, which whoever only wants to check parameters can do without.
-        from nbsupport.data import data_folder
+        # The device brings torch, which whoever only wants to check parameters can do without.
         from nbsupport.devices import pick_device
+        from nbsupport.layouts import data_folder
 
         profile = self.run.profile
         knobs = {k: v for k, v in self.parameters.items() if k not in _COMMON}

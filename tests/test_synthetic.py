@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from nbsupport import ROOT, synthetic
+from nbsupport import ROOT, gtsrb, synthetic
 
 SMALL = 0.02  # one track a class
 KIND = replace(
@@ -31,56 +31,6 @@ def digest(signs):
     ).hexdigest()
 
 
-def test_the_table_of_counts_is_the_papers():
-    assert [sum(synthetic.COUNTS[s]) for s in synthetic.SPLITS] == [34799, 4440, 12630]
-    assert [synthetic.COUNTS[s][2] for s in synthetic.SPLITS] == [2010, 240, 750]
-    assert [synthetic.COUNTS[s][5] for s in synthetic.SPLITS] == [1650, 210, 630]
-    assert {len(c) for c in synthetic.COUNTS.values()} == {43}
-    assert len(set(synthetic.CLASS_NAMES)) == 43
-
-
-def test_drawings_are_rgba_with_a_transparent_margin():
-    for c in range(43):
-        picture = synthetic.draw_sign(c, 64)
-        assert picture.mode == "RGBA"
-        assert picture.size == (64, 64)
-        cover = np.asarray(picture)[..., 3]
-        assert cover[0].max() == cover[-1].max() == cover[:, 0].max() == cover[:, -1].max() == 0
-        assert cover[32, 32] == 255
-        assert 0.3 < (cover > 127).mean() < 0.8
-
-
-def test_no_two_drawings_look_alike():
-    small = np.stack([np.asarray(synthetic.draw_sign(c, 32)).astype(float) for c in range(43)])
-    for a in range(43):
-        for b in range(a):
-            assert np.abs(small[a] - small[b]).mean() > 2, (a, b)
-
-
-@pytest.mark.parametrize(
-    ("c", "channel"), [(14, 0), (17, 0), (33, 2), (38, 2)], ids=["stop", "no entry", "right", "kr"]
-)
-def test_the_colour_of_the_face(c, channel):
-    pixels = np.asarray(synthetic.draw_sign(c, 64)).astype(int)
-    face = pixels[pixels[..., 3] == 255][:, :3]
-    strong = face[:, channel] - np.delete(face, channel, axis=1).max(axis=1) > 50
-    assert strong.mean() > 0.5
-
-
-def test_left_and_right_are_mirror_images():
-    for left, right in ((19, 20), (34, 33), (37, 36), (39, 38)):
-        a = np.asarray(synthetic.draw_sign(left, 64)).astype(int)
-        b = np.asarray(synthetic.draw_sign(right, 64)).astype(int)
-        assert np.abs(a - b[:, ::-1]).mean() < np.abs(a - b).mean() / 2
-
-
-def test_wrong_drawings_are_refused():
-    with pytest.raises(ValueError, match="class_index is 43; the classes are 0 to 42"):
-        synthetic.draw_sign(43)
-    with pytest.raises(ValueError, match="size is 0"):
-        synthetic.draw_sign(2, 0)
-
-
 def test_shapes_types_and_order(train):
     n = len(train.labels)
     assert train.images.shape == (n, 3, 32, 32)
@@ -88,23 +38,23 @@ def test_shapes_types_and_order(train):
     assert train.labels.dtype == train.tracks.dtype == np.int64
     order = train.labels * 10_000 + train.tracks
     assert (np.diff(order) >= 0).all()
-    assert set(np.unique(order, return_counts=True)[1]) == {synthetic.FRAMES}
+    assert set(np.unique(order, return_counts=True)[1]) == {gtsrb.FRAMES}
 
 
-@pytest.mark.parametrize("split", synthetic.SPLITS)
+@pytest.mark.parametrize("split", gtsrb.SPLITS)
 @pytest.mark.parametrize("scale", [0.001, 0.25, 1.0])
 def test_class_counts_follow_gtsrb(split, scale):
     tracks = np.array(synthetic.tracks_per_class(split, scale))
-    wanted = scale * np.array(synthetic.COUNTS[split])
+    wanted = scale * np.array(gtsrb.COUNTS[split])
     assert tracks.min() >= 1
-    assert (np.abs(synthetic.FRAMES * tracks - wanted)[tracks > 1] <= 15).all()
+    assert (np.abs(gtsrb.FRAMES * tracks - wanted)[tracks > 1] <= 15).all()
     if scale == 1.0:
-        assert (np.abs(synthetic.FRAMES * tracks - wanted) <= 1).all()
+        assert (np.abs(gtsrb.FRAMES * tracks - wanted) <= 1).all()
 
 
 def test_the_counts_are_those_announced(train):
     counted = np.bincount(train.labels, minlength=43)
-    assert tuple(counted // synthetic.FRAMES) == synthetic.tracks_per_class("train", 0.05)
+    assert tuple(counted // gtsrb.FRAMES) == synthetic.tracks_per_class("train", 0.05)
 
 
 def test_the_same_bits_twice_and_in_another_process(test):

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from nbsupport import detection, figures, gw, plots
+from nbsupport import detection, distances, figures, gw, plots
 from nbsupport.artifacts import Run, atomic, checksum
 from nbsupport.detectors import one_of
 from nbsupport.embeddings import sliced_quantiles
@@ -165,8 +165,8 @@ def _embed(distance: str, given: Representation) -> np.ndarray:
         return sliced_quantiles(given.measures)
     flat, shape = given.measures.reshape(len(given.measures), -1), given.measures.shape[1:]
     if distance == "mean-distance":
-        return gw.mean_distance(flat, shape)[:, None]
-    return gw.distance_quantiles(flat, shape=shape)
+        return distances.mean_distance(flat, shape)[:, None]
+    return distances.distance_quantiles(flat, shape=shape)
 
 
 def _split(estimator, X: np.ndarray, ids, before: float = 0.0) -> detection.DetectionResult:

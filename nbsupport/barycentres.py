@@ -132,8 +132,8 @@ def average(
     spaces : HeatmapSpaces
         n maps, all with the same weight.
     epsilon : float, default 0.01
-        Weight of the entropy, in squared units of C. Above `gw.collapse_threshold` the result is
-        a constant matrix.
+        Weight of the entropy, in squared units of C. Above `distances.collapse_threshold` the
+        result is a constant matrix.
     n_nodes : int, default 10
         Number m of points; used only where no start is given.
     labels : ndarray of int, shape (n,), optional

@@ -17,7 +17,7 @@ import numpy as np
 from sklearn.decomposition import PCA
 from sklearn.utils.validation import validate_data
 
-from nbsupport import gw
+from nbsupport import distances
 from nbsupport.clusterers import DensityGroups, KMeansGroups, MixtureGroups, SpectralGroups
 from nbsupport.detectors import HeatmapDetector, one_of, suspect_cluster
 from nbsupport.embeddings import downsized, sliced_quantiles
@@ -96,8 +96,8 @@ class EmbeddingClustering(_Embedded):
         Whose Euclidean distance is meant. "vectors": rows as they are (activations, logits, or
         anything else; images are flattened). The others embed heatmaps: "pixels", their weights
         pixel by pixel; "sliced-wasserstein", see `nbsupport.embeddings.sliced_quantiles`;
-        "distance-distribution", see `nbsupport.gw.distance_quantiles`; "mean-distance", the one
-        number that the collapsed paper's method sees, see `nbsupport.gw.mean_distance`.
+        "distance-distribution", see `nbsupport.distances.distance_quantiles`; "mean-distance", the
+        one number that the collapsed paper's method sees, see `nbsupport.distances.mean_distance`.
     clusterer : {"kmeans", "mixture", "spectral", "hdbscan"}, default "kmeans"
         k-means; Gaussians of different covariance; k-means among the eigenvectors of the graph of
         nearest neighbours; or density, which finds the number of clusters itself and gives the
@@ -181,8 +181,8 @@ class EmbeddingClustering(_Embedded):
         if self.embedding == "sliced-wasserstein":
             return sliced_quantiles(weights, self.shape_)
         if self.embedding == "mean-distance":
-            return gw.mean_distance(weights, self.shape_, normalise=self.normalise)[:, None]
-        return gw.distance_quantiles(weights, shape=self.shape_, normalise=self.normalise)
+            return distances.mean_distance(weights, self.shape_, normalise=self.normalise)[:, None]
+        return distances.distance_quantiles(weights, shape=self.shape_, normalise=self.normalise)
 
     def _make_clusterer(self):
         one_of("clusterer", self.clusterer, CLUSTERERS)
@@ -277,7 +277,7 @@ class DistanceMixture(_Embedded):
         return self.n_components
 
     def _embed(self, X: np.ndarray) -> np.ndarray:
-        return gw.distance_quantiles(
+        return distances.distance_quantiles(
             self._weights(X), self.n_quantiles, self.shape_, normalise=self.normalise
         )
 

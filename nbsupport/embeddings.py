@@ -1,6 +1,6 @@
 """Heatmaps as vectors whose Euclidean distance is a distance between maps.
 
-`nbsupport.gw.distance_quantiles` and `nbsupport.gw.mean_distance` are two more such embeddings.
+Two more such embeddings: `nbsupport.distances.distance_quantiles` and `mean_distance` there.
 
 References
 ----------
@@ -10,7 +10,7 @@ References
 
 import numpy as np
 
-from nbsupport import gw
+from nbsupport import distances
 
 __all__ = ["downsized", "sliced_quantiles"]
 
@@ -84,7 +84,7 @@ def sliced_quantiles(
     for direction in np.column_stack([np.cos(angles), np.sin(angles)]):
         place = direction @ np.stack([x, y])
         order = np.argsort(place, kind="stable")
-        parts.append(gw.mean_quantiles(place[order], weights[:, order], n_quantiles))
+        parts.append(distances.mean_quantiles(place[order], weights[:, order], n_quantiles))
     quantiles = np.stack(parts, axis=1)
     if centre:
         quantiles -= quantiles.mean(axis=2, keepdims=True)

@@ -5,14 +5,10 @@ sum to 1, and `C` holds the Euclidean distances between those pixels, divided by
 them (sections 5.4 and 5.5 of the paper). What is compared is the *shape* of the explanation:
 moving or turning the heatmap changes neither `C` nor `p`.
 
-The module has three parts.
-
-1. From heatmaps to clouds, one (`top_relevance`) or all at once (`grid_weights`).
-2. Gromov-Wasserstein (GW) distances and barycentres of a few clouds, solved by POT.
-3. The distribution of pixel distances under p x p. All maps live on one pixel grid, so that it is
-   an autocorrelation: one Fourier transform a map instead of an n x n matrix. Its mean and
-   variance are all that remains of GW clustering once the entropic barycentre has collapsed
-   (`collapse_threshold`, `closed_form_distance`).
+`top_relevance` makes one cloud of one heatmap, `grid_weights` the weights of all at once; POT
+solves Gromov-Wasserstein (GW) distances and barycentres of a few clouds. What can be said of a map
+without any transport stands in `nbsupport.distances`, a solver for many maps in
+`nbsupport.transport`.
 
 References
 ----------
@@ -24,30 +20,19 @@ References
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 import ot
-from scipy import fft
 
 __all__ = [
     "Coupling",
-    "DistanceDistribution",
-    "DistanceMoments",
     "PointCloud",
     "barycentre",
-    "closed_form_distance",
-    "collapse_threshold",
-    "distance_distribution",
-    "distance_moments",
-    "distance_quantiles",
     "entropic_gw",
     "exact_gw",
     "grid_distances",
     "grid_weights",
     "gw_value",
-    "mean_distance",
-    "mean_quantiles",
     "point_cloud",
     "random_structure",
     "top_relevance",
@@ -55,8 +40,6 @@ __all__ = [
 
 NEGATIVE = ("clip", "minmax", "absolute")
 """What may be done with negative relevance; see `grid_weights`."""
-
-_CHUNK = 256  # maps transformed at a time: keeps the padded spectra of 32 x 32 maps near 20 MB
 
 
 @dataclass(frozen=True)
@@ -97,48 +80,6 @@ class Coupling:
 
     value: float
     T: np.ndarray
-
-
-@dataclass(frozen=True)
-class DistanceMoments:
-    """What a collapsed barycentre sees of each map: moments of the distance under p x p.
-
-    Attributes
-    ----------
-    mean : ndarray, shape (n,)
-        m1 = p^T C p, the relevance-weighted mean distance of two pixels.
-    second : ndarray, shape (n,)
-        m2 = p^T C^2 p, with the square taken entry by entry.
-    spread : ndarray, shape (n,)
-        Var_p(C p): how much the mean distance to the others differs from pixel to pixel.
-    diameter : ndarray, shape (n,)
-        Largest distance between kept pixels, in pixels. The other moments are in units of it
-        (or in pixels, if they were asked for un-normalised).
-    """
-
-    mean: np.ndarray
-    second: np.ndarray
-    spread: np.ndarray
-    diameter: np.ndarray
-
-
-@dataclass(frozen=True)
-class DistanceDistribution:
-    """Distribution of the distance of two pixels drawn independently from each map.
-
-    Attributes
-    ----------
-    distances : ndarray, shape (r,)
-        The distances that occur on the grid, in pixels, ascending from 0.
-    mass : ndarray, shape (n, r)
-        Probability of each distance under p x p; rows sum to 1.
-    diameter : ndarray, shape (n,)
-        Largest distance between kept pixels, in pixels.
-    """
-
-    distances: np.ndarray
-    mass: np.ndarray
-    diameter: np.ndarray
 
 
 def grid_weights(heatmaps, share: float = 0.99, negative: str = "clip") -> np.ndarray:
@@ -208,7 +149,7 @@ def nonnegative(heatmaps, negative: str = "clip") -> np.ndarray:
     empty = ~(weight > 0).any(axis=1)
     if empty.any():
         raise ValueError(
-            f"no relevance left to keep with negative={negative!r} in maps {_some(empty)}: "
+            f"no relevance left to keep with negative={negative!r} in maps {name_rows(empty)}: "
             "look at the training of the network, or, for maps of one negative sign (a negative "
             "logit under a squared rule), pass negative='absolute'"
         )
@@ -264,7 +205,7 @@ def point_cloud(
     normalise : bool, default True
         Divide C by its maximum. A cloud of a single pixel keeps C = 0.
     """
-    grid = _as_grid(np.asarray(weights)[None], shape)[0]
+    grid = as_grid(np.asarray(weights)[None], shape)[0]
     pixels = np.argwhere(grid > 0)
     C = np.sqrt(((pixels[:, None] - pixels[None]) ** 2).sum(axis=-1, dtype=np.float64))
     if normalise and C.max() > 0:
@@ -407,237 +348,6 @@ def barycentre(
     return PointCloud(C, q)
 
 
-@lru_cache(maxsize=8)
-def _lattice(shape: tuple[int, int]):
-    """Tables of the padded grid on which displacements between pixels wrap around safely.
-
-    Returns the padded shape, the length of each displacement (padded shape), the distances that
-    occur (r,), and the flat displacement indices sorted by distance with the start of each group.
-    """
-    padded = tuple(fft.next_fast_len(2 * side - 1, real=True) for side in shape)
-    steps = [np.rint(fft.fftfreq(side) * side).astype(np.int64) for side in padded]
-    squared = steps[0][:, None] ** 2 + steps[1][None] ** 2
-    real = (np.abs(steps[0])[:, None] < shape[0]) & (np.abs(steps[1])[None] < shape[1])
-    index = np.flatnonzero(real)
-    index = index[np.argsort(squared.ravel()[index], kind="stable")]
-    distinct, start = np.unique(squared.ravel()[index], return_index=True)
-    return padded, np.sqrt(squared), np.sqrt(distinct), index, start
-
-
-def _by_distance(grid: np.ndarray) -> np.ndarray:
-    """Sum the autocorrelation of maps (n, H, W) over displacements of equal length: (n, r)."""
-    padded, _, _, index, start = _lattice(grid.shape[1:])
-    power = np.abs(fft.rfft2(grid, s=padded)) ** 2
-    overlap = fft.irfft2(power, s=padded).reshape(len(grid), -1)
-    return np.add.reduceat(overlap[:, index], start, axis=1)
-
-
-def distance_distribution(weights, shape: tuple[int, int] | None = None) -> DistanceDistribution:
-    """Distribution of the distance between two pixels drawn from each map, by autocorrelation.
-
-    Parameters
-    ----------
-    weights : ndarray, shape (n, H * W) or (n, H, W)
-        Weights on the pixel grid, as `grid_weights` returns them; rows sum to 1.
-    shape : (int, int), optional
-        (H, W) of flat weights; a square grid when left out.
-
-    Returns
-    -------
-    DistanceDistribution
-        Distances in pixels, their mass under p x p, and the diameter of each support.
-
-    Notes
-    -----
-    The law that Mémoli (2011, section 6) compares in the second of his lower bounds. Invariant
-    under moving, mirroring and quarter turns of a map.
-    """
-    grid = _as_grid(weights, shape)
-    distances = _lattice(grid.shape[1:])[2]
-    mass = np.empty((len(grid), len(distances)))
-    for first in range(0, len(grid), _CHUNK):
-        mass[first : first + _CHUNK] = _by_distance(grid[first : first + _CHUNK])
-    diameter = _diameter(grid)
-    # The transform leaves noise of the order 1e-18 where no pair of pixels exists.
-    mass[(mass < 0) | (distances > diameter[:, None])] = 0.0
-    return DistanceDistribution(distances, mass / mass.sum(axis=1, keepdims=True), diameter)
-
-
-def _diameter(grid: np.ndarray) -> np.ndarray:
-    """Compute the diameters in pixels of the supports of maps (n, H, W): the maximum of each C.
-
-    Two pixels at the largest distance are each the first or the last of their row, so that H
-    pairs (first, last) stand for all pixels.
-    """
-    kept = grid > 0
-    height, width = grid.shape[1:]
-    empty = ~kept.any(axis=2)
-    first = np.where(empty, np.inf, kept.argmax(axis=2))
-    last = np.where(empty, -np.inf, width - 1 - kept[:, :, ::-1].argmax(axis=2))
-    across = last[:, None, :] - first[:, :, None]  # from one row's first to another row's last
-    down = np.subtract.outer(np.arange(height), np.arange(height))
-    # Where the last lies left of the first, the same two rows taken the other way round are
-    # farther apart; where a row is empty, there is no pair.
-    squared = np.where(across >= 0, across, 0.0) ** 2 + np.where(across > -np.inf, down**2, 0)
-    return np.sqrt(squared.max(axis=(1, 2)))
-
-
-def distance_moments(
-    weights, shape: tuple[int, int] | None = None, *, normalise: bool = True
-) -> DistanceMoments:
-    """Moments of the distance under p x p that a collapsed barycentre sees, for all maps at once.
-
-    Parameters
-    ----------
-    weights : ndarray, shape (n, H * W) or (n, H, W)
-        Weights on the pixel grid; rows sum to 1.
-    shape : (int, int), optional
-        (H, W) of flat weights; a square grid when left out.
-    normalise : bool, default True
-        Divide each C by the diameter of its support, as the released code does.
-
-    Returns
-    -------
-    DistanceMoments
-        m1 = p^T C p, m2 = p^T C^2 p, Var_p(C p) and the diameters, each of shape (n,).
-    """
-    grid = _as_grid(weights, shape)
-    padded, length, *_ = _lattice(grid.shape[1:])
-    kernel = fft.rfft2(length)
-    mean, spread = np.empty((2, len(grid)))
-    for first in range(0, len(grid), _CHUNK):
-        part = slice(first, first + _CHUNK)
-        p = grid[part]
-        # C p is the convolution of the weights with the length of the displacement.
-        Cp = fft.irfft2(fft.rfft2(p, s=padded) * kernel, s=padded)[:, : p.shape[1], : p.shape[2]]
-        mean[part] = np.einsum("nij,nij->n", p, Cp)
-        spread[part] = np.einsum("nij,nij->n", p, (Cp - mean[part, None, None]) ** 2)
-    # The mean squared distance of two points is twice the variance of one.
-    second = 2.0 * sum(
-        np.einsum("nij,nij->n", grid, (x - np.einsum("nij,ij->n", grid, x)[:, None, None]) ** 2)
-        for x in np.indices(grid.shape[1:]).astype(np.float64)
-    )
-    diameter = _diameter(grid)
-    unit = np.where(diameter > 0, diameter, 1.0) if normalise else 1.0
-    return DistanceMoments(mean / unit, second / unit**2, spread / unit**2, diameter)
-
-
-def mean_distance(
-    weights, shape: tuple[int, int] | None = None, *, normalise: bool = True
-) -> np.ndarray:
-    """Relevance-weighted mean distance of two pixels, m1 = p^T C p, shape (n,).
-
-    Parameters are those of `distance_moments`. This one number a map is what Heatmap Clustering
-    at the settings of the released code divides into two groups.
-    """
-    return distance_moments(weights, shape, normalise=normalise).mean
-
-
-def distance_quantiles(
-    weights, n: int = 64, shape: tuple[int, int] | None = None, *, normalise: bool = False
-) -> np.ndarray:
-    """Quantile function of the distance under p x p, averaged over `n` slices of equal mass.
-
-    Parameters
-    ----------
-    weights : ndarray, shape (maps, H * W) or (maps, H, W)
-        Weights on the pixel grid; rows sum to 1.
-    n : int, default 64
-        Number of slices.
-    shape : (int, int), optional
-        (H, W) of flat weights; a square grid when left out.
-    normalise : bool, default False
-        Divide by the diameter of each support; False leaves pixels.
-
-    Returns
-    -------
-    ndarray, shape (maps, n)
-        Entry k is the mean of the quantile function over [k/n, (k+1)/n], ascending in k; a row's
-        mean is m1 = p^T C p. The mean squared difference of two rows is at most the squared
-        2-Wasserstein distance of the two laws, hence at most GW^2.
-
-    Notes
-    -----
-    Averages are taken rather than point values because the law lives on a few hundred distances:
-    its quantile function is a staircase, and a point value jumps where the average moves smoothly.
-    """
-    if n < 1:
-        raise ValueError(f"n must be a positive number of slices, got {n!r}; 64 is the default")
-    law = distance_distribution(weights, shape)
-    quantiles = mean_quantiles(law.distances, law.mass, n)
-    unit = np.where(law.diameter > 0, law.diameter, 1.0) if normalise else np.ones(len(quantiles))
-    return quantiles / unit[:, None]
-
-
-def mean_quantiles(places: np.ndarray, mass: np.ndarray, n: int) -> np.ndarray:
-    """Average quantile functions of laws on the same places over n slices each.
-
-    Parameters
-    ----------
-    places : ndarray, shape (k,)
-        Ascending.
-    mass : ndarray, shape (laws, k)
-        Each row sums to 1.
-    n : int
-        Slices.
-
-    Returns
-    -------
-    ndarray, shape (laws, n)
-    """
-    zero = np.zeros((len(mass), 1))
-    reached = np.hstack([zero, np.cumsum(mass, axis=1)])
-    area = np.hstack([zero, np.cumsum(mass * places, axis=1)])
-    reached[:, -1] = 1.0
-    levels = np.arange(n + 1) / n
-    integral = np.stack([np.interp(levels, u, a) for u, a in zip(reached, area, strict=True)])
-    return n * np.diff(integral, axis=1)
-
-
-def collapse_threshold(moments: DistanceMoments) -> float:
-    r"""Entropy weight above which the barycentre collapses to a constant: 4 E[Var_p(C p)].
-
-    Parameters
-    ----------
-    moments : DistanceMoments
-        Moments of the members of one cluster, in the units in which epsilon is meant.
-
-    Returns
-    -------
-    float
-        eps* = 4 E[Var_p(C p)], in squared units of C.
-
-    Notes
-    -----
-    Let the barycentre be a constant plus a small symmetric D, and u = D q its centred row means.
-    To first order the plan against (C, p) is
-    T_ai = q_a p_i (1 + 4 u_a ((C p)_i - m1) / eps), and the barycentre it gives has centred row
-    means 4 Var_p(C p) / eps times u. A step multiplies the perturbation by
-    kappa = 4 E[Var_p(C p)] / eps: it dies out iff eps > eps*. A statement about *small*
-    perturbations: near eps*, a start far from constant may still escape.
-    """
-    return 4.0 * float(np.mean(moments.spread))
-
-
-def closed_form_distance(m1, m2, c):
-    """GW value between a cloud and a space all of whose distances equal `c`.
-
-    Parameters
-    ----------
-    m1, m2 : float or ndarray
-        Moments p^T C p and p^T C^2 p of the cloud.
-    c : float or ndarray
-        The constant, also on the diagonal.
-
-    Returns
-    -------
-    float or ndarray
-        (m1 - c)^2 + (m2 - m1^2), for *every* coupling: the plan has nothing left to decide. Only
-        the first term depends on c, so that the nearest of several constants is the nearest to m1.
-    """
-    return (m1 - c) ** 2 + (m2 - m1**2)
-
-
 def check_one_shape(maps) -> None:
     """Raise a ValueError that names the shapes unless there are maps, all of one shape."""
     shapes = {np.shape(row) for row in maps}
@@ -660,12 +370,13 @@ def as_maps(heatmaps) -> np.ndarray:
     finite = np.isfinite(maps).all(axis=(1, 2))
     if not finite.all():
         raise ValueError(
-            f"NaN or infinite relevance in maps {_some(~finite)}: look at the rule that made them"
+            f"NaN or infinite relevance in maps {name_rows(~finite)}: look at the rule that made "
+            "them"
         )
     return maps
 
 
-def _as_grid(weights, shape: tuple[int, int] | None) -> np.ndarray:
+def as_grid(weights, shape: tuple[int, int] | None) -> np.ndarray:
     """Check weights and bring them to shape (n, H, W)."""
     grid = np.asarray(weights, dtype=np.float64)
     if grid.ndim == 2:
@@ -681,13 +392,13 @@ def _as_grid(weights, shape: tuple[int, int] | None) -> np.ndarray:
     wrong = ~np.isclose(grid.sum(axis=(1, 2)), 1.0, rtol=0, atol=1e-6) | (grid < 0).any(axis=(1, 2))
     if wrong.any():
         raise ValueError(
-            f"weights of maps {_some(wrong)} are negative or do not sum to 1: make them with "
+            f"weights of maps {name_rows(wrong)} are negative or do not sum to 1: make them with "
             "grid_weights"
         )
     return grid
 
 
-def _some(mask: np.ndarray) -> str:
+def name_rows(mask: np.ndarray) -> str:
     """Name the first few true positions."""
     index = np.flatnonzero(mask)
     return f"{index[:5].tolist()}{' ...' if len(index) > 5 else ''} ({len(index)} of {len(mask)})"

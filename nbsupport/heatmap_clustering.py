@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 
-from nbsupport import gw
+from nbsupport import distances, gw
 from nbsupport.barycentres import EntropicGeometry, draw_centres
 from nbsupport.detectors import HeatmapDetector, one_of, suspect_cluster
 from nbsupport.embeddings import sliced_quantiles
@@ -130,9 +130,9 @@ class HeatmapClustering(HeatmapDetector):
         if self.max_iter < 1:
             raise ValueError(f"max_iter is {self.max_iter}; needs 1 round or more")
         weights = self._weights(X)
-        moments = gw.distance_moments(weights, self.shape_)
+        moments = distances.distance_moments(weights, self.shape_)
         if self.metric == "gw":
-            self._warn_of_collapse(gw.collapse_threshold(moments))
+            self._warn_of_collapse(distances.collapse_threshold(moments))
         n_init = self.n_init
         if n_init == "auto":
             n_init = 1 if self.metric == "gw" else 10
@@ -162,7 +162,7 @@ class HeatmapClustering(HeatmapDetector):
 
     def _cost(self, X: np.ndarray) -> np.ndarray:
         weights = self._weights(X)
-        geometry = self._geometry(weights, gw.distance_moments(weights, self.shape_))
+        geometry = self._geometry(weights, distances.distance_moments(weights, self.shape_))
         return np.stack([geometry.cost(centre) for centre in self.cluster_centers_], axis=1)
 
     def _warn_of_collapse(self, threshold: float) -> None:
@@ -241,7 +241,7 @@ class _Collapsed(_Geometry):
         return np.array([self.m1[members].mean()])
 
     def cost(self, centre):
-        return gw.closed_form_distance(self.m1, self.m2, centre[0])
+        return distances.closed_form_distance(self.m1, self.m2, centre[0])
 
     def excess(self, centre):
         """Return the part of the cost that depends on the centre; the rest cannot be reduced."""

@@ -33,7 +33,7 @@ import torch
 from scipy import fft
 from torch import Tensor
 
-from nbsupport import gw
+from nbsupport import distances, gw
 from nbsupport.devices import tune_allocator
 
 __all__ = ["Couplings", "HeatmapSpaces", "Matches", "Options", "match", "sweep"]
@@ -113,8 +113,8 @@ class HeatmapSpaces:
 
     Attributes
     ----------
-    moments : gw.DistanceMoments
-        Moments of the distances of each map; `gw.collapse_threshold` of them is eps*.
+    moments : distances.DistanceMoments
+        Moments of the distances of each map; `distances.collapse_threshold` of them is eps*.
 
     Raises
     ------
@@ -137,9 +137,9 @@ class HeatmapSpaces:
         if weights.ndim == 3:
             shape, weights = weights.shape[1:], weights.reshape(len(weights), -1)
         parts = [weights[i : i + 4096] for i in range(0, len(weights), 4096)]
-        moments = [gw.distance_moments(part, shape, normalise=normalise) for part in parts]
+        moments = [distances.distance_moments(part, shape, normalise=normalise) for part in parts]
         names = ("mean", "second", "spread", "diameter")
-        self.moments = gw.DistanceMoments(
+        self.moments = distances.DistanceMoments(
             *(np.concatenate([getattr(part, name) for part in moments]) for name in names)
         )
         side = int(np.sqrt(weights.shape[1]))

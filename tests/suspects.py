@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from test_gw import disc_maps
+from heatmaps import disc_maps
 
 from nbsupport.detection import DetectionInputs
 

@@ -3,13 +3,13 @@ from itertools import product
 
 import numpy as np
 import pytest
+from heatmaps import disc_maps
 from sklearn.base import clone
 from sklearn.cluster import HDBSCAN, KMeans, SpectralClustering
 from sklearn.decomposition import PCA
 from sklearn.metrics import adjusted_rand_score, roc_auc_score
 from sklearn.mixture import GaussianMixture
 from suspects import FEATURES, HEATMAPS, IMAGES, TRUTH, N
-from test_gw import disc_maps
 
 from nbsupport.baselines import grey
 from nbsupport.embedding_clustering import (

@@ -4,14 +4,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from heatmaps import disc_maps
 from scipy.special import entr
 from sklearn.base import clone
 from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
 from suspects import HEATMAPS, N
-from test_gw import disc_maps
 
-from nbsupport import barycentres, gw
+from nbsupport import barycentres, distances, gw
 from nbsupport.embeddings import sliced_quantiles
 from nbsupport.heatmap_clustering import HeatmapClustering
 from nbsupport.transport import HeatmapSpaces, match
@@ -39,7 +39,7 @@ def test_real_solver_gives_the_closed_form_above_the_threshold(solver, atol):
 
 def test_closed_form_reaches_the_best_split():
     fitted = HeatmapClustering("mean-distance").fit(HEATMAPS)
-    moments = gw.distance_moments(gw.grid_weights(HEATMAPS))
+    moments = distances.distance_moments(gw.grid_weights(HEATMAPS))
     m1 = np.sort(moments.mean)
     split = min(k * m1[:k].var() + (N - k) * m1[k:].var() for k in range(1, N))
     assert fitted.inertia_ == pytest.approx(split + (moments.second - moments.mean**2).sum())

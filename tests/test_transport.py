@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from heatmaps import disc_maps
 from ot.batch import solve_gromov_batch
-from test_gw import disc_maps
 
-from nbsupport import barycentres, gw, transport
+from nbsupport import barycentres, distances, gw, transport
 from nbsupport.transport import HeatmapSpaces, match
 
 SIDE = 16
@@ -207,8 +207,8 @@ def test_groups_of_one_and_of_none(spaces, centres):
 
 
 def test_above_the_threshold_means_collapse_and_clusters_are_those_of_the_closed_form(weights):
-    moments = gw.distance_moments(weights, (SIDE, SIDE))
-    threshold = gw.collapse_threshold(moments)
+    moments = distances.distance_moments(weights, (SIDE, SIDE))
+    threshold = distances.collapse_threshold(moments)
     spaces = HeatmapSpaces(weights, (SIDE, SIDE), dtype=torch.float64)
     start = gw.random_structure(6, np.random.default_rng(0))
     mean = barycentres.average(spaces, 4 * threshold, start=start).centres[0]

@@ -186,9 +186,9 @@ rule gw_clustering:
         made("attack", "training", "relevance"),
         notebook=local("notebooks/04_gw_clustering.ipynb"),
         modules=modules(
-            "gw", "transport", "barycentres", "detectors", "embeddings", "clusterers", "baselines",
-            "heatmap_clustering", "embedding_clustering", "evidence", "poison_detector", "detection",
-            "metrics",
+            "gw", "distances", "transport", "barycentres", "detectors", "embeddings", "clusterers",
+            "baselines", "heatmap_clustering", "embedding_clustering", "evidence",
+            "poison_detector", "detection", "metrics",
         ),
     output:
         f"{RUN}/detection.npz",
@@ -207,9 +207,9 @@ rule ablation:
         made("attack", "training", "relevance"),
         notebook=local("notebooks/07_ablation.ipynb"),
         modules=modules(
-            "ablation", "gw", "transport", "barycentres", "detectors", "embeddings", "clusterers",
-            "baselines", "lrp", "graph", "rules", "attribution", "gradients",
-            "heatmap_clustering", "embedding_clustering", "detection", "metrics",
+            "ablation", "gw", "distances", "transport", "barycentres", "detectors", "embeddings",
+            "clusterers", "baselines", "lrp", "graph", "rules", "attribution", "gradients",
+            "heatmap_clustering", "embedding_clustering", "poison_detector", "detection", "metrics",
         ),
     output:
         f"{RUN}/ablation.npz",
@@ -306,7 +306,10 @@ rule beyond:
     input:
         compared,
         notebook=local("notebooks/06_beyond.ipynb"),
-        modules=modules("figures", "metrics", "plots", "results", "retraining", "scan"),
+        modules=modules(
+            "detection", "evidence", "figures", "metrics", "patterns", "pictures", "plots",
+            "results", "retraining", "scan",
+        ),
     output:
         f"{RUN}/beyond.csv",
     log:
@@ -328,8 +331,8 @@ rule results:
         finished,
         notebook=local("notebooks/05_results.ipynb"),
         modules=modules(
-            "ablation", "audits", "figures", "metrics", "paper", "pictures", "plots", "published",
-            "results", "retraining", "scan", "tables",
+            "ablation", "audits", "evidence", "figures", "gw", "metrics", "paper", "pictures",
+            "plots", "poison_detector", "published", "results", "retraining", "scan", "tables",
         ),
     output:
         f"{RUNS}/{PROFILE}/results.csv",

@@ -6,6 +6,7 @@ who has none draws every table and plot of numbers anew from the published rows.
 """
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from io import StringIO
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 
 import pandas as pd
 
-from nbsupport.artifacts import CHAIN, FILTERS, STAGES, ArtifactError, Run, checksum
+from nbsupport.artifacts import FILTERS, STAGES, ArtifactError, Run, checksum
 from nbsupport.results import csv_text
 
 __all__ = ["KEEP", "TIDY", "Published"]
@@ -31,8 +32,8 @@ TIDY = {
     "after_detection": tuple(f"retrained/{name}/training" for name in FILTERS),
     "ablation": ("ablation",),
 }
-"""Tables with rows of single runs, and the stages that rows come from (any of them will do); all
-other tables are made from these."""
+"""Tables with rows of single runs, and the stages that rows come from; all other tables are made
+from these."""
 
 WHOLE = {
     "side", "amplitude", "repetition", "n", "n_poisoned", "n_class", "n_tp", "n_fn", "n_tn", "n_fp",
@@ -72,8 +73,8 @@ class Published:
         If ``keep`` is another word, is "ask" and there are rows of other runs, or is not "no" and
         the tables are those of another profile.
     ArtifactError
-        If a table is not the one that its JSON file names, has no such file, or lacks rows of a run
-        that others have.
+        If a table is not the one that its JSON file names, one of the two is gone, or a table lacks
+        rows of a run that others have.
     """
 
     def __init__(self, folder: Path, profile: str, runs: Iterable[Run], *, keep: str = "ask"):
@@ -88,23 +89,19 @@ class Published:
             lacks = [
                 table
                 for table, there in rows.items()
-                if name in there and not any(map(here[name].has, TIDY[table]))
+                if name in there and not _covers(here[name], table, self._rows(table, [name]))
             ]
             if lacks:
                 self.lacking[name] = lacks
         self.kept -= set(here) - set(self.lacking)
         self._check(rows)
-        self._tables = {
-            name: table[table["scenario"].isin(self.kept)]
-            for name, table in self._tables.items()
-            if len(table)
-        }
-        told = self._told("networks").get("runs", {}) if self.kept else {}
+        self._tables = {name: self._rows(name, self.kept) for name in rows}
+        told = [self._told(name).get("runs", {}) for name in rows] if self.kept else []
         self.older = {}
         for name in sorted(self.kept):
-            about = told.get(f"{self.profile}/{name}", {})
-            made = {stage: about[stage].get("version", 0) for stage in CHAIN if stage in about}
-            if old := [stage for stage in made if made[stage] < STAGES[stage].version]:
+            about = [runs.get(f"{self.profile}/{name}", {}).items() for runs in told]
+            made = {stage: record.get("version", 0) for table in about for stage, record in table}
+            if old := [s for s in STAGES if made.get(s, math.inf) < STAGES[s].version]:
                 self.older[name] = old
         if keep == "ask" and self.kept:
             raise ValueError(
@@ -121,7 +118,7 @@ class Published:
             for run, stages in self.older.items()
         ]
         lines += [
-            f"what is published of {run} stays: here it has nothing for {', '.join(tables)} yet"
+            f"what is published of {run} stays: here it has not all of it yet ({', '.join(tables)})"
             for run, tables in sorted(self.lacking.items())
         ]
         return "\n".join(lines) or "nothing published stays beside them"
@@ -197,6 +194,11 @@ class Published:
             path.unlink()
         return sorted(path.name for path in gone)
 
+    def _rows(self, name: str, scenarios: Iterable[str]) -> pd.DataFrame:
+        """Take the rows of some scenarios from a published table."""
+        table = self._tables[name]
+        return table[table["scenario"].isin(scenarios)]
+
     def _told(self, name: str) -> dict[str, Any]:
         """Read the JSON file beside a table or figure."""
         path = self.folder / f"{name}.json"
@@ -218,9 +220,11 @@ class Published:
         """Read a published table as text."""
         path = self.folder / f"{name}.csv"
         told = self._told(name)
-        if not path.exists():
-            return pd.DataFrame()
         sums = {**told.get("files", {}), **told.get("csv", {})}
+        if not path.exists():
+            if path.name in sums:
+                raise ArtifactError(f"{path} is gone, of which {name}.json tells; {_WAY_OUT}")
+            return pd.DataFrame()
         if sums.get(path.name) != checksum(path):
             raise ArtifactError(f"{path} is not the table that {name}.json tells of; {_WAY_OUT}")
         return _strings(path)
@@ -236,6 +240,18 @@ class Published:
 
 
 _WAY_OUT = "take back the change (git checkout) or drop the published rows (keep='no')"
+
+
+def _covers(run: Run, table: str, rows: pd.DataFrame) -> bool:
+    """Whether a run has all that is published of it in a table."""
+    if table == "after_detection":
+        return all(run.has(f"retrained/{name}/training") for name in {*rows["filter"]} & {*FILTERS})
+    if table == "scans" and run.has("scan"):
+        # A scan of some classes, or of smaller samples, is not what stands there.
+        (row,) = rows.to_dict("records")
+        per_class, classes = run.load("scan")["result"]["per_class"], run.arrays("scan")["label"]
+        return per_class >= int(row["per_class"]) and len(classes) >= int(row["classes"])
+    return any(map(run.has, TIDY[table]))
 
 
 def _strings(source) -> pd.DataFrame:

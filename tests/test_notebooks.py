@@ -220,7 +220,7 @@ def plan(runs: Path, script: str = "", cwd: Path = ROOT) -> set[str]:
     [
         ("notebooks/02_training.ipynb", []),
         ("nbsupport/training.py", []),
-        ("nbsupport/detection.py", DOWNSTREAM[2:]),
+        ("nbsupport/distances.py", DOWNSTREAM[2:]),
         ("notebooks/05_results.ipynb", DOWNSTREAM[3:]),
         ("Snakefile", []),
     ],

@@ -63,6 +63,11 @@ def side(folder, name, runs, **columns):
     tables.export(rows, name, folder, {"runs": {}, "profiles": ["tiny"]})
 
 
+def save_scan(run, labels, per_class):
+    made_from = (run, "attack"), (run, "training")
+    run.save("scan", {"label": np.arange(labels)}, {"per_class": per_class}, made_from=made_from)
+
+
 def test_rows_of_other_machines_stay_beside_new_ones(make, publish):
     publish([make(OLD, seed=3), make("clean-r0")])
     joined, _, folder = publish([make(NEW)], keep="yes")
@@ -93,7 +98,7 @@ def test_a_run_made_anew_replaces_what_is_published_of_it(make, publish):
 
 def test_what_is_published_of_a_run_stays_until_all_of_it_is_made_anew(make, publish):
     joined, _, folder = publish([make(NEW, masr=77.0), make(OLD)])
-    side(folder, "scans", [NEW, OLD], accused=[9, 1])
+    side(folder, "scans", [NEW, OLD], classes=[3, 3], per_class=[400, 400], accused=[9, 1])
     before_told = json.loads((folder / "networks.json").read_text())["runs"][f"tiny/{NEW}"]
     again = make(NEW, masr=11.0, seed=4)
     for _ in range(2):  # and what was written does not change the answer
@@ -102,14 +107,30 @@ def test_what_is_published_of_a_run_stays_until_all_of_it_is_made_anew(make, pub
         assert joined["results"]["acc"].tolist() == [90, 91, 90, 91]
         assert before.join("scans", pd.DataFrame())["accused"].tolist() == [9, 1]
         assert before.lacking == {NEW: ["scans"]}
-        assert f"what is published of {NEW} stays: here it has nothing for scans yet" in str(before)
+        assert f"what is published of {NEW} stays: here it has not all of it yet (scans)" in str(
+            before
+        )
         told = json.loads((folder / "networks.json").read_text())["runs"][f"tiny/{NEW}"]
         assert told == before_told, "the provenance is that of the rows"
-    arrays = {"label": np.arange(3)}
-    again.save("scan", arrays, {}, made_from=((again, "attack"), (again, "training")))
+    for labels, per_class in ((2, 400), (3, 30)):  # part of what is published
+        save_scan(again, labels, per_class)
+        assert publish([again], keep="yes")[1].lacking == {NEW: ["scans"]}
+    save_scan(again, 3, 400)
     joined, before, _ = publish([again], keep="yes")
     assert joined["networks"]["masr"].tolist() == [11.0, 88.5]
     assert before.join("scans", pd.DataFrame())["scenario"].tolist() == [OLD]
+
+
+def test_networks_after_detection_stay_until_every_filter_is_there(make, publish):
+    _, _, folder = publish([make(NEW)])
+    side(folder, "after_detection", [NEW] * 3, filter=["before", "perfect", "random"])
+    again = make(NEW, seed=4)
+    for name, lacking in (("perfect", {NEW: ["after_detection"]}), ("random", {})):
+        place = f"retrained/{name}"
+        again.save(f"{place}/filter", {"ids": np.arange(2)}, {}, made_from=((again, "detection"),))
+        made_from = (again, "attack"), (again, f"{place}/filter")
+        again.save(f"{place}/training", {"w": torch.ones(1)}, {}, made_from=made_from)
+        assert Published(folder, "tiny", [again], keep="yes").lacking == lacking
 
 
 def test_a_run_in_training_may_be_published_again_and_again(make, publish):
@@ -174,7 +195,15 @@ def test_an_edited_table_is_refused_by_name(make, publish, name):
 
 def test_half_a_collection_is_refused_by_name(make, publish):
     _, _, folder = publish([make(OLD)])
+    side(folder, "scans", [OLD], classes=[3], per_class=[400])
+    for name in ("strength", "scans"):
+        held = (folder / f"{name}.csv").read_bytes()
+        (folder / f"{name}.csv").unlink()
+        with pytest.raises(ArtifactError, match=rf"{name}\.csv is gone, of which {name}\.json"):
+            publish([], keep="yes")
+        (folder / f"{name}.csv").write_bytes(held)
     (folder / "strength.csv").unlink()
+    (folder / "strength.json").unlink()
     with pytest.raises(ArtifactError, match=rf"strength\.csv lacks {OLD}, which results\.csv has"):
         publish([], keep="yes")
     (folder / "strength.json").write_text("<<<<<<< HEAD")
@@ -190,6 +219,16 @@ def test_rows_of_an_older_version_are_named(make, publish, monkeypatch):
     _, before, _ = publish([], keep="yes")
     assert before.older == {OLD: ["detection"]}
     assert f"beware: {OLD} is published from an older version of detection" in str(before)
+
+
+def test_rows_of_an_older_side_stage_are_named(make, publish, monkeypatch):
+    _, _, folder = publish([make(OLD)])
+    told = {"runs": {f"tiny/{OLD}": {"scan": {"version": STAGES["scan"].version}}}}
+    table = pd.DataFrame({"scenario": [OLD], "classes": [3]})
+    tables.export(table, "scans", folder, {**told, "profiles": ["tiny"]})
+    assert Published(folder, "tiny", [], keep="yes").older == {}
+    monkeypatch.setitem(STAGES, "scan", replace(STAGES["scan"], version=99))
+    assert Published(folder, "tiny", [], keep="yes").older == {OLD: ["scan"]}
 
 
 @pytest.mark.parametrize("keep", ["True", "", "maybe"])

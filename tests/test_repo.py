@@ -121,19 +121,57 @@ def test_every_figure_has_alt_text_and_no_result_needs_a_widget(path):
             assert cell.source.startswith("if interactive:")
 
 
+MODULES = {path.stem for path in (ROOT / "nbsupport").glob("*.py")} - {"__init__"}
+
+
+def imported(source: str) -> set[str]:
+    """Modules of the package that a source imports, at its top or later."""
+    tree = ast.parse(source)
+    # Types that are only named in hints may come from anywhere.
+    tree.body = [n for n in tree.body if "TYPE_CHECKING" not in ast.unparse(n).split("\n")[0]]
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("nbsupport"):
+            parts = node.module.split(".")[1:]
+            found |= set(parts or [a.name for a in node.names]) & MODULES
+    return found
+
+
+def module_imports(name: str) -> set[str]:
+    return imported((ROOT / "nbsupport" / f"{name}.py").read_text())
+
+
 def test_modules_import_from_floors_below_only():
     floor = {name: number for number, names in enumerate(FLOORS) for name in names}
-    modules = {path.stem for path in (ROOT / "nbsupport").glob("*.py")} - {"__init__"}
-    assert modules == set(floor), "give a new module its floor here"
-    for name in modules:
-        tree = ast.parse((ROOT / "nbsupport" / f"{name}.py").read_text())
-        # Types that are only named in hints may come from anywhere.
-        tree.body = [n for n in tree.body if "TYPE_CHECKING" not in ast.unparse(n).split("\n")[0]]
-        for node in ast.walk(tree):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("nbsupport"):
-                parts = node.module.split(".")[1:]
-                for other in parts or [a.name for a in node.names if a.name in floor]:
-                    assert floor[other] < floor[name], f"{name} imports {other}"
+    assert set(floor) == MODULES, "give a new module its floor here"
+    for name in MODULES:
+        for other in module_imports(name):
+            assert floor[other] < floor[name], f"{name} imports {other}"
+
+
+@pytest.mark.parametrize(
+    ("rule", "notebook", "behind"),
+    [
+        ("gw_clustering", "04_gw_clustering", True),
+        ("ablation", "07_ablation", True),
+        ("beyond", "06_beyond", False),  # what is behind these two stands in stages
+        ("results", "05_results", False),
+    ],
+)
+def test_the_workflow_watches_the_modules_of_quick_steps(rule, notebook, behind):
+    text = (ROOT / "Snakefile").read_text().partition(f"rule {rule}:")[2].partition("\nrule ")[0]
+    watched = set(re.findall(r'"(\w+)"', re.search(r"modules=modules\((.*?)\)", text, re.S)[1]))
+    cells = code_cells(ROOT / "notebooks" / f"{notebook}.ipynb")
+    used = imported("\n".join(cell.source for cell in cells))
+    while behind and (more := set().union(*map(module_imports, used)) - used):
+        used |= more
+    # Images, networks and records come from stages with versions.
+    used -= {"artifacts", "attacks", "data", "devices", "evaluation", "execution", "gtsrb",
+             "layouts", "models", "pictograms", "scenarios", "synthetic", "widgets"}  # fmt: skip
+    if behind:  # what is only shown changes no verdict
+        used -= {"audits", "figures", "paper", "pictures", "plots", "results", "tables"}
+    assert used - watched == set(), f"rule {rule} does not rerun when these change"
+    assert watched <= MODULES
 
 
 def test_light_modules_need_no_torch():

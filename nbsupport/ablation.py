@@ -21,9 +21,10 @@ from nbsupport.embeddings import sliced_quantiles
 from nbsupport.results import VERDICT, csv_text
 
 __all__ = [
-    "BLIND", "CLUSTERERS", "DISTANCES", "KEYS", "PUBLISHED", "QUESTIONS", "REPRESENTATIONS", "Name",
-    "Representation", "collect", "contrasts", "families", "finding", "grid", "judge", "matrix",
-    "one_at_a_time", "panels", "pick", "prepare", "publish", "why_not",
+    "BLIND", "CLUSTERERS", "DISTANCES", "KEYS", "PUBLISHED", "QUESTIONS", "REPRESENTATIONS",
+    "SHORT", "Name", "Representation", "collect", "contrasts", "families", "finding", "grid",
+    "judge", "matrix", "one_at_a_time", "panels", "pick", "prepare", "publish", "separation",
+    "why_not",
 ]  # fmt: skip
 
 KEYS = ("representation", "distance", "clusterer")
@@ -334,8 +335,25 @@ def panels(table: pd.DataFrame, rate: str = "auroc", most: int = 4) -> dict[str,
     }
 
 
-def families(table: pd.DataFrame, rate: str = "auroc") -> pd.DataFrame:
+def separation(auroc):
+    """AUROC in percent whichever group is called poison, from 50 up: 3 separates as well as 97.
+
+    Which half is the smaller one is left aside here: where two means cut the clean images in half,
+    chance decides it, and a mean of AUROCs far above and far below 50 says nothing about how well
+    poison was set apart. (At chance it lies above 50 by about the AUROC's standard error.)
+    """
+    return np.maximum(auroc, 100 - auroc)
+
+
+def families(table: pd.DataFrame, rate: str = "separation") -> pd.DataFrame:
     """Average a rate over the cells of each family of representations and of distances.
+
+    Parameters
+    ----------
+    table : DataFrame
+        From `judge` or `collect`.
+    rate : str
+        A column of the table, or "separation" (see `separation`).
 
     Returns
     -------
@@ -346,6 +364,7 @@ def families(table: pd.DataFrame, rate: str = "auroc") -> pd.DataFrame:
         "representation": _labels(REPRESENTATIONS, table["representation"], "family"),
         "distance": _labels(DISTANCES, table["distance"], "family"),
     }
+    kinds["separation"] = separation(table["auroc"])
     wide = table.assign(**kinds).pivot_table(
         index="representation", columns="distance", values=rate, sort=False
     )
@@ -411,27 +430,36 @@ QUESTIONS = (
 )
 """Changes of one part: what is done, the part, and its values before and after."""
 
+SHORT = dict(
+    zip(
+        (question for question, *_ in QUESTIONS),
+        ("transport for Euclid", "blind to place", "GW on top", "the whole law", "no collapse",
+         "LRP for brightness", "LRP for gradients", "mixture for k-means", "spectral for k-means"),
+        strict=True,
+    )
+)  # fmt: skip
+"""The same in the words of a title."""
 
-def contrasts(table: pd.DataFrame, rate: str = "auroc") -> pd.DataFrame:
+
+def contrasts(table: pd.DataFrame) -> pd.DataFrame:
     """Change one part of the method and nothing else, in every cell where that is possible.
 
     Parameters
     ----------
     table : DataFrame
         From `judge` or `collect`.
-    rate : str
-        Column to compare.
 
     Returns
     -------
     DataFrame
-        One row for each of `QUESTIONS` that the table can answer: "mean", "lowest" and "highest"
-        change of the rate in points, and "pairs", the cells compared. Distances and clusterers are
+        One row for each of `QUESTIONS` that the table can answer: mean, "lowest" and "highest"
+        change of the `separation` in points, the mean change of the "balanced" accuracy, which is
+        that of the verdict, and "pairs", the cells compared. Distances and clusterers are
         compared on heatmaps by LRP, representations (means of their family) and clusterers under
         distances that are blind to place.
     """
     names = _labels(REPRESENTATIONS, table["representation"], "family")
-    table = table.assign(family=names)
+    table = table.assign(family=names, separation=separation(table["auroc"]))
     if "scenario" not in table:
         table = table.assign(scenario="")
     rows = []
@@ -440,29 +468,26 @@ def contrasts(table: pd.DataFrame, rate: str = "auroc") -> pd.DataFrame:
         chosen = chosen if key == "representation" else chosen[chosen["family"] == "LRP"]
         column = "family" if key == "representation" else key
         others = ["scenario", *(other for other in KEYS if other != key)]
-        wide = chosen.pivot_table(index=others, columns=column, values=rate)
-        if {before, after} <= set(wide.columns):
-            change = (wide[after] - wide[before]).dropna()
-            rows.append(
-                {"change": question, "before": before, "after": after, "mean": change.mean()}
-                | {"lowest": change.min(), "highest": change.max(), "pairs": len(change)}
-            )
+        if not {before, after} <= set(chosen[column]):
+            continue
+        ranks, verdicts = (
+            (wide[after] - wide[before]).dropna()
+            for rate in ("separation", "balanced")
+            for wide in [chosen.pivot_table(index=others, columns=column, values=rate)]
+        )
+        rows.append(
+            {"change": question, "before": before, "after": after, "separation": ranks.mean()}
+            | {"lowest": ranks.min(), "highest": ranks.max()}
+            | {"balanced": verdicts.mean(), "pairs": len(ranks)}
+        )
     return pd.DataFrame(rows)
 
 
 def finding(table: pd.DataFrame) -> str:
-    """Say in one line what becomes of the mean AUROC when one part is changed."""
-    short = {
-        ("euclidean-pca", "wasserstein-in-place"): "transport for Euclid",
-        ("wasserstein-in-place", "sliced-wasserstein"): "blind to place",
-        ("sliced-wasserstein", "mean-distance"): "GW on top",
-        ("image", "LRP"): "LRP for brightness",
-        ("gradients", "LRP"): "LRP for gradients",
-        ("kmeans", "mixture"): "mixture for k-means",
-    }
-    changes = contrasts(table).set_index(["before", "after"])["mean"]
-    told = [f"{name} {changes[pair]:+.0f}" for pair, name in short.items() if pair in changes]
-    return f"Change of AUROC in points: {', '.join(told)}"
+    """Say in one line how much better poison is set apart when one part is changed."""
+    changes = contrasts(table).set_index("change")["separation"]
+    told = [f"{SHORT[change]} {points:+.0f}" for change, points in changes.items()]
+    return f"Change of the separation in points of AUROC: {', '.join(told)}"
 
 
 def publish(table: pd.DataFrame, folder: Path, provenance: Mapping[str, Any]):

@@ -192,6 +192,11 @@ METHODS = {
 """Methods by short name. "activation_logits" is what the released code clusters."""
 
 
+SURELY_COLLAPSED = 1.5
+"""Multiple of eps* from which on GW clustering is answered in closed form. Just above eps* a mean
+that starts far from constant may keep its shape (notebook 4, section 4.3: up to 1.3 times)."""
+
+
 def detect(
     method: str, inputs: DetectionInputs, *, composite: str | None = None, **parameters
 ) -> DetectionResult:
@@ -222,9 +227,9 @@ def detect(
     -----
     "heatmap" takes the settings of the released code: one start, which `random_state` draws, and
     20 rounds at most. "heatmap_restarts" keeps the best of ten starts (k-means++), and lets each
-    come to rest. If epsilon exceeds `epsilon_star_`, measured on the clusters found, the answer in
-    closed form *is* that of the solver and is given (`details["metric"]` says "mean-distance");
-    otherwise the solver runs.
+    come to rest. If epsilon exceeds `SURELY_COLLAPSED` times `epsilon_star_`, measured on the
+    clusters found, the answer in closed form is given in place of the solver's
+    (`details["metric"]` says "mean-distance"); otherwise the solver runs.
     """
     if method not in METHODS:
         raise ValueError(f"method={method!r} is unknown; choose one of {tuple(METHODS)}")
@@ -252,7 +257,7 @@ def detect(
     estimator = clone(chosen.estimator).set_params(**parameters)
     if isinstance(estimator, HeatmapClustering) and estimator.metric == "gw":
         closed = clone(estimator).set_params(metric="mean-distance").fit(X)
-        collapsed = estimator.epsilon > closed.epsilon_star_
+        collapsed = estimator.epsilon > SURELY_COLLAPSED * closed.epsilon_star_
         estimator = closed if collapsed else estimator.fit(X)
         details["epsilon_star"] = closed.epsilon_star_
     else:

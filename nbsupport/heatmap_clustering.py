@@ -28,7 +28,7 @@ class HeatmapClustering(HeatmapDetector):
     metric : {"gw", "mean-distance", "euclidean", "sliced-wasserstein", "wasserstein"}, default "gw"
         "gw": entropic Gromov-Wasserstein values and barycentres. "mean-distance": what "gw"
         becomes once the barycentre has collapsed to a constant, in closed form; exact for epsilon
-        above `epsilon_star_`. "euclidean": pixel by pixel, not invariant under translation.
+        well above `epsilon_star_`. "euclidean": pixel by pixel, not invariant under translation.
         "sliced-wasserstein": optimal transport between the maps themselves, moved to a common
         mean position; see `nbsupport.embeddings.sliced_quantiles` for why sliced. "wasserstein" is
         another name of it.
@@ -80,8 +80,8 @@ class HeatmapClustering(HeatmapDetector):
         solver, the centres stood still and every pair of a map and a centre had settled; with a
         `ConvergenceWarning` where it is False. What POT does within a pair it does not tell.
     epsilon_star_ : float
-        Largest eps* = 4 E[Var_p(C p)] over the clusters found. Above it, a barycentre of 10 points
-        collapses to a constant.
+        Largest eps* = 4 E[Var_p(C p)] over the clusters found. Above it, small deviations of a
+        barycentre from a constant die out; just above it, a large one may stay.
 
     Notes
     -----

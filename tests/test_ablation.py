@@ -8,7 +8,7 @@ from networks import channels, cosine, exact
 from networks import images as noise
 from runs import finish
 
-from nbsupport import ablation
+from nbsupport import ROOT, ablation
 from nbsupport.artifacts import ArtifactError, Run, checksum
 from nbsupport.scenarios import Profile, Scenario
 
@@ -196,14 +196,29 @@ def test_one_part_at_a_time_leaves_the_two_others():
 def test_contrasts_compare_pairs_that_differ_in_one_part_only():
     found = ablation.contrasts(GRID).set_index(["before", "after"])
     # Of released relevance only: gamma has no "gw" to compare with.
-    assert found.loc[("mean-distance", "gw"), ["mean", "pairs"]].tolist() == [5, 1]
-    assert found.loc[("kmeans", "mixture"), ["mean", "pairs"]].tolist() == [10, 1]
+    assert found.loc[("mean-distance", "gw"), ["separation", "pairs"]].tolist() == [5, 1]
+    assert found.loc[("kmeans", "mixture"), ["separation", "pairs"]].tolist() == [10, 1]
     # Mean of both composites against brightness.
-    assert found.loc[("image", "LRP"), ["mean", "pairs"]].tolist() == [20, 1]
+    assert found.loc[("image", "LRP"), ["separation", "pairs"]].tolist() == [20, 1]
     assert ("gradients", "LRP") not in found.index
     twice = pd.concat([GRID, GRID.assign(scenario="other", auroc=GRID["auroc"] * 0.9)])
     row = ablation.contrasts(twice).set_index(["before", "after"]).loc[("image", "LRP")]
-    assert (row["lowest"], row["highest"], row["pairs"]) == (pytest.approx(18), 20, 2)
+    # 0.9 * 50 = 45 separates as well as 55.
+    assert (row["lowest"], row["highest"], row["pairs"]) == (pytest.approx(8), 20, 2)
+
+
+def test_a_group_on_the_other_side_is_set_apart_as_well():
+    assert ablation.separation(np.array([50.0, 3.0, 97.0])).tolist() == [50, 97, 97]
+    cell = ("gamma", "distance-distribution")
+    table = cells([(*cell, "kmeans", 4.0), (*cell, "mixture", 98.0)])
+    row = ablation.contrasts(table.assign(balanced=[5.0, 99.0])).iloc[0]
+    assert (row["separation"], row["balanced"]) == (2, 94)
+
+
+def test_the_title_names_every_change_that_the_grid_can_answer():
+    told = ablation.finding(pd.read_csv(ROOT / "figures" / "ablation.csv"))
+    assert [name for name in ablation.SHORT.values() if f"{name} " not in told] == []
+    assert ablation.finding(GRID).count(",") == len(ablation.contrasts(GRID)) - 1
 
 
 def test_few_scenarios_get_a_panel_each_and_many_their_mean_and_worst():
@@ -216,9 +231,9 @@ def test_few_scenarios_get_a_panel_each_and_many_their_mean_and_worst():
 
 def test_publish_writes_numbers_picture_and_where_they_come_from(tmp_path):
     fig = ablation.publish(GRID, tmp_path / "new", {"runs": {"tiny/x": {}}})
-    assert (
-        fig.get_suptitle()
-        == "Change of AUROC in points: LRP for brightness +20, mixture for k-means +10"
+    assert " ".join(fig.get_suptitle().split()) == (
+        "Change of the separation in points of AUROC: no collapse +5, LRP for brightness +20, "
+        "mixture for k-means +10"
     )
     told = json.loads((tmp_path / "new" / "ablation.json").read_text())
     assert told["runs"] == {"tiny/x": {}}

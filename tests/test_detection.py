@@ -33,6 +33,8 @@ def test_detect_takes_the_closed_form_only_above_the_threshold():
     details = detect("heatmap", INPUTS).details
     assert details["metric"] == "mean-distance"
     assert details["epsilon"] > details["epsilon_star"]
+    near = detect("heatmap", INPUTS, epsilon=1.2 * details["epsilon_star"]).details
+    assert near["metric"] == "gw", "just above eps* a mean may keep its shape"
     solved = detect("heatmap", INPUTS, epsilon=0.2 * details["epsilon_star"]).details
     assert solved["metric"] == "gw"
 

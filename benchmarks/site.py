@@ -11,8 +11,10 @@ import argparse
 import functools
 import http.server
 import json
+import os
 import queue
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -72,7 +74,8 @@ def inspect(site, browser, timeout=900):
     handler = functools.partial(Handler, directory=str(site))
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    with tempfile.TemporaryDirectory() as profile:
+    # Children of the browser outlive it by a moment and write into the profile while it is removed.
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         command = [
             browser, "--headless", "--no-sandbox", "--disable-gpu", "--remote-debugging-port=0",
             f"--user-data-dir={profile}",
@@ -80,13 +83,13 @@ def inspect(site, browser, timeout=900):
             f"http://127.0.0.1:{server.server_port}/{probe.name}",
         ]  # fmt: skip
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        with subprocess.Popen(command, **quiet) as running:
+        with subprocess.Popen(command, start_new_session=True, **quiet) as running:
             try:
                 return Handler.answer.get(timeout=timeout)
             except queue.Empty:
                 raise SystemExit(f"{browser} did not come to an end in {timeout} s") from None
             finally:
-                running.kill()
+                os.killpg(running.pid, signal.SIGKILL)
                 server.shutdown()
                 probe.unlink()
 

@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from nbsupport.models import Add, Concat
+from nbsupport.models import Add, Concat, Normalise
 
 __all__ = [
     "INPUT",
@@ -44,6 +44,7 @@ SUPPORTED = (
     nn.Flatten,
     Concat,
     Add,
+    Normalise,
 )
 
 Target = int | str | Tensor | tuple["Target", "Target"]

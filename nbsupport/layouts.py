@@ -3,7 +3,7 @@
 Accepted layouts, found on their own below a folder:
 
 - the paper's split: ``Training/000CC/*``, ``Validation/000CC/*``, ``Testing/000CC/*`` (34,799 /
-  4,440 / 12,630 images), or an archive ``gtsrb32.tar*`` of these folders, which is never unpacked;
+  4,440 / 12,630 images), or an archive ``gtsrb32.tar.xz`` of them, which is never unpacked;
 - the official archives unpacked: ``Final_Training/Images/000CC/TTTTT_FFFFF.ppm``,
   ``Final_Test/Images/*.ppm`` and ``GT-final_test.csv`` (39,209 / 12,630 images).
 
@@ -48,6 +48,7 @@ _SHORT_TRACK = {("Training", 33): 119}  # GTSRB lacks one frame here: later trac
 _VALIDATION_SHARE = 4440 / 39239
 _MAX_IMAGE_BYTES, _MAX_IMAGE_SIDE = 4 << 20, 2048
 _MAX_ARCHIVE_BYTES, _MAX_ARCHIVE_MEMBERS = 2 << 30, 200_000
+_ENDINGS = ("tar", "tar.xz", "tar.gz", "tar.bz2", "txz", "tgz")
 _IMAGE = re.compile(r"(?P<prefix>.*?)(?P<number>\d{1,9})\.(?:jpe?g|png|ppm)", re.IGNORECASE)
 _ADVICE = (
     "Accepted are Training/, Validation/ and Testing/ with folders 00000 to 00042 (or an archive "
@@ -184,7 +185,9 @@ def locate(folder: Path, seed: int) -> Source:
             entries = _paper_entries(base)
             return _stamp(folder, entries), partial(_assemble, entries, _read)
     for base in bases:
-        for archive in sorted(base.glob("gtsrb32.tar*")):
+        # Not its checksum, nor the half of a download.
+        named = [base / f"gtsrb32.{ending}" for ending in _ENDINGS]
+        if archive := next(filter(Path.is_file, named), None):
             return _archive(archive)
     root = _official_root(folder)
     if root:

@@ -6,6 +6,8 @@ computation: relevance propagation depends on it. A network names two of its lay
 activations Activation Clustering reads.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -16,6 +18,7 @@ __all__ = [
     "ConvNorm",
     "Inception",
     "InceptionModule",
+    "Normalise",
     "ResNet",
     "Residual",
     "build",
@@ -130,6 +133,40 @@ class Add(nn.Module):
     def forward(self, one: Tensor, other: Tensor) -> Tensor:
         """Add two maps of shape (n, c, h, w)."""
         return one + other
+
+
+class Normalise(nn.Module):
+    """Subtract a mean and divide by a deviation, channel by channel, inside the network.
+
+    Everything here hands images to a network with values from 0 to 1. For one that was trained on
+    normalised images, ``nn.Sequential(Normalise(mean, std), network)`` takes such values.
+    Relevance passes unchanged, from each normalised pixel to the pixel it was made from.
+
+    Parameters
+    ----------
+    mean, std : sequence of float
+        One number per channel, for values from 0 to 1.
+
+    Raises
+    ------
+    ValueError
+        If there are not as many deviations as means, or one is not positive.
+    """
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]):
+        super().__init__()
+        mean, std = torch.tensor([*mean]).float(), torch.tensor([*std]).float()
+        if len(mean) != len(std) or not (std > 0).all():
+            raise ValueError(
+                f"mean {mean.tolist()} and std {std.tolist()}: give one number per channel, and "
+                "positive deviations"
+            )
+        self.register_buffer("mean", mean)
+        self.register_buffer("std", std)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalise images of shape (n, c, h, w)."""
+        return (images - self.mean[:, None, None]) / self.std[:, None, None]
 
 
 class ConvNorm(nn.Sequential):

@@ -4,6 +4,7 @@ Every class in turn is taken for the target of an attack, and the detector says 
 """
 
 import time
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +21,7 @@ from nbsupport.artifacts import Run
 from nbsupport.attacks import Manifest
 from nbsupport.baselines import ActivationClustering
 from nbsupport.devices import describe
-from nbsupport.evaluation import load_model, load_poisoned
+from nbsupport.evaluation import load_model, load_poisoned, predict
 from nbsupport.graph import Network
 from nbsupport.poison_detector import PoisonDetector
 
@@ -130,12 +131,18 @@ def scan(
     ValueError
         If a class has no images, there is no second class, or ``per_class`` or ``carriers`` is
         below 1.
+
+    Warns
+    -----
+    UserWarning
+        If the network reads less than half of the images as they are labelled.
     """
     _check_count("per_class", per_class)
     _check_count("carriers", carriers)
     labels = _present(split, labels)
     layer = layer or getattr(model, "penultimate", None)
     layers = [layer] if layer else []
+    _check_reading(model, split, device, seed)
     verdicts = []
     for done, label in enumerate(labels):
         rows = torch.nonzero(split.labels == label)[:, 0]
@@ -177,6 +184,21 @@ def scan(
 def _check_count(name: str, images: int | None) -> None:
     if images is not None and images < 1:
         raise ValueError(f"{name} is {images}; expected 1 image or more")
+
+
+def _check_reading(model, split, device, seed, most=1000) -> None:
+    """Warn of a network that does not know the images: a scan would say nothing about it."""
+    order = np.random.default_rng(seed).permutation(len(split))[:most]
+    some = split.select(torch.from_numpy(np.sort(order)))
+    read = predict(model, some.images, device).argmax(1) == some.labels
+    share = read.float().mean().item()
+    if share < 0.5:
+        warnings.warn(
+            f"the network reads {100 * share:.0f} % of {len(some)} images as they are labelled, so "
+            "the scan says little. It is given values from 0 to 1: if it was trained on normalised "
+            "images, put nbsupport.models.Normalise(mean, std) in front of it",
+            stacklevel=3,
+        )
 
 
 def _present(split: "Split", labels: Sequence[int] | None) -> list[int]:

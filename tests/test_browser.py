@@ -29,7 +29,7 @@ def test_the_browser_sees_errors_and_missing_pictures(tmp_path):
         folder.mkdir(parents=True, exist_ok=True)
         nbformat.write(new_notebook(cells=[cell]), folder / f"01_{name}.ipynb")
     site.build(tmp_path / "runs", PROFILES["tiny"], tmp_path / "site")
-    found = browse.inspect(tmp_path / "site", BROWSER, 120)
+    found = browse.inspect(tmp_path / "site", BROWSER, 300)
     seen = {page["page"].split("/")[-1][:-5].removeprefix("01_"): page for page in found}
     faults = {"error": "error_cells", "picture": "broken", "link": "dead_links"}
     for name, page in seen.items():

@@ -1,4 +1,4 @@
-from nbsupport import gtsrb
+from nbsupport import gtsrb, paper
 
 
 def test_the_table_of_counts_is_the_papers():
@@ -7,3 +7,4 @@ def test_the_table_of_counts_is_the_papers():
     assert [gtsrb.COUNTS[s][5] for s in gtsrb.SPLITS] == [1650, 210, 630]
     assert {len(c) for c in gtsrb.COUNTS.values()} == {43}
     assert len(set(gtsrb.CLASS_NAMES)) == 43
+    assert tuple(paper.TEST_CLASS_SIZES) == gtsrb.COUNTS["test"]

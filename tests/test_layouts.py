@@ -128,6 +128,15 @@ def test_folder_and_archive_give_the_same_data_set(paper, tmp_path):
     assert [p.name for p in held.iterdir()] == ["gtsrb32.tar.xz"]
 
 
+def test_a_checksum_or_half_a_download_is_not_taken_for_the_archive(paper, tmp_path):
+    held = tmp_path / "held"
+    held.mkdir()
+    pack(paper, held / "gtsrb32.tar.xz")
+    for name in ("gtsrb32.tar.md5", "gtsrb32.tar.sha256", "gtsrb32.tar.xz.part"):
+        (held / name).write_text("no archive")
+    assert same(load(held, tmp_path), load(paper, tmp_path))
+
+
 def test_a_changed_file_is_noticed(paper, tmp_path):
     first = load(paper, tmp_path)
     picture(np.random.default_rng(5), 0).save(paper / "Testing" / "00000" / "9.png")

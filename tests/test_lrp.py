@@ -7,6 +7,7 @@ from networks import N, relative
 from torch import nn
 
 from nbsupport import lrp
+from nbsupport.models import Normalise
 
 
 @pytest.fixture(scope="module", name="images")
@@ -126,3 +127,14 @@ def test_every_composite_says_what_it_is():
     for name, composite in {**lrp.COMPOSITES, **lrp.BASELINES}.items():
         assert composite.description, name
         assert "\n" not in composite.description
+
+
+@pytest.mark.parametrize("composite", ["gamma", "squared", "paper"])
+def test_a_network_of_normalised_images_explains_as_it_would_without_the_layer(composite):
+    model, layer = networks.exact(), Normalise((0.3, 0.4, 0.5), (0.2, 0.3, 0.1)).double()
+    images = networks.images().double()
+    settings = {"target": 5, "composite": composite}
+    inside = lrp.explain(nn.Sequential(layer, model), images, layers=["1.relu2"], **settings)
+    outside = lrp.explain(model, layer(images), layers=["relu2"], **settings)
+    assert relative(inside.heatmaps, outside.heatmaps) < 1e-9
+    assert relative(inside.activations["1.relu2"], outside.activations["relu2"]) < 1e-9

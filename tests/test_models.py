@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from nbsupport.models import build, count_parameters
+from nbsupport.models import Normalise, build, count_parameters
 
 NAMES = ("inception", "resnet")
 
@@ -183,3 +183,13 @@ def test_dropout_and_classes_are_passed_on():
 def test_unknown_model_is_named():
     with pytest.raises(ValueError, match=r"unknown model 'vgg'.*'inception', 'resnet'"):
         build("vgg")
+
+
+def test_normalise_works_channel_by_channel():
+    images = torch.rand(2, 3, 4, 4)
+    layer = Normalise((0.1, 0.2, 0.3), (0.5, 1, 2))
+    wanted = [(images[:, c] - m) / s for c, (m, s) in enumerate(((0.1, 0.5), (0.2, 1), (0.3, 2)))]
+    torch.testing.assert_close(layer(images), torch.stack(wanted, 1))
+    for mean, std in (((0, 0), (1, 1, 1)), ((0, 0, 0), (1, 0, 1))):
+        with pytest.raises(ValueError, match=r"one number per channel, and positive deviations"):
+            Normalise(mean, std)

@@ -296,3 +296,12 @@ def test_classes_without_images_are_refused(poisoned):
         scan.scan(Wavering(), poisoned, CPU, labels=[5, 9])
     with pytest.raises(ValueError, match=r"no images of classes \[9\]"):
         scan.first_check(Wavering(), poisoned, CPU, labels=[9])
+
+
+def test_a_network_that_does_not_know_the_images_is_named(poisoned, recwarn):
+    scan.scan(Wavering(), poisoned, CPU, labels=[5], carriers=4)
+    assert not [w for w in recwarn if "normalised" in str(w.message)]
+    turned = torch.where(poisoned.labels < 4, (poisoned.labels + 1) % 4, poisoned.labels)
+    strange = Split(poisoned.images, turned, poisoned.ids, poisoned.tracks)
+    with pytest.warns(UserWarning, match=r"reads 35 % of 372 images.*models\.Normalise"):
+        scan.scan(Wavering(), strange, CPU, labels=[5], carriers=4)

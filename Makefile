@@ -40,32 +40,40 @@ MACHINE = --jobs $(JOBS) --gpus $(GPUS)
 BATCH   = $(PLACE) $(MACHINE) --data "$(DATA)" --device $(DEVICE) \
 	$(if $(MINUTES),--minutes $(MINUTES))
 
-.PHONY: help run resume sweep status ablation beyond figures gallery test test-fast lint strip \
+# What to say where a command of the workflow did not come to its end.
+# (2 is the answer to settings that cannot be, and says all.)
+stopped = || { test $$? = 2 || \
+	echo "Stopped. What is finished stays: 'make $(1)' goes on with the rest."; exit 1; }
+
+.PHONY: help run resume resume-sweep resume-ablation resume-beyond sweep status ablation beyond figures gallery test test-fast lint strip \
 	lab site clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*##/:/' | column -t -s:
 
 run: $(READY)  ## poison, train, explain, detect: PROFILE=demo SCENARIOS="..." DATA=folder JOBS=2
-	@nbsupport run $(BATCH) $(UNLOCK) --scenarios $(SCENARIOS) || \
-		{ echo "Stopped. What is finished stays: 'make resume' goes on with the rest."; exit 1; }
+	@nbsupport run $(BATCH) $(UNLOCK) --scenarios $(SCENARIOS) $(call stopped,resume)
 	@nbsupport summary $(PLACE) --scenarios $(SCENARIOS)
 
-resume: UNLOCK = --unlock
-resume: run  ## go on after an interruption: only what is missing is run
+resume resume-sweep resume-ablation resume-beyond: UNLOCK = --unlock
+resume: run  ## go on after an interruption (give the same settings)
+resume-sweep: sweep  ## the same for a grid
+resume-ablation: ablation  ## the same for the ablation
+resume-beyond: beyond  ## the same for what lies beyond the paper
 
 sweep: $(READY)  ## a grid: GRID="--attack standard --p 1,2,5 --s 1,2,3 --repetitions 5 --dry-run"
-	@nbsupport sweep $(BATCH) $(GRID)
+	@nbsupport sweep $(BATCH) $(UNLOCK) $(GRID) $(call stopped,resume-sweep)
 
 status: $(READY)  ## what is finished, what is missing, how long the rest will take
 	@nbsupport status $(PLACE) $(MACHINE) --scenarios $(SCENARIOS)
 
 ablation: $(READY)  ## is it LRP or is it GW? every representation, distance and clusterer
-	@nbsupport run $(BATCH) $(UNLOCK) --stage ablation --scenarios $(SCENARIOS)
+	@nbsupport run $(BATCH) $(UNLOCK) --stage ablation --scenarios $(SCENARIOS) \
+		$(call stopped,resume-ablation)
 
 beyond: $(READY)  ## which class is it, and what is left of the backdoor after detection (notebook 6)
 	@nbsupport run $(BATCH) $(UNLOCK) --stage beyond --filters $(FILTERS) \
-		--scenarios $(SCENARIOS)
+		--scenarios $(SCENARIOS) $(call stopped,resume-beyond)
 
 figures: $(READY)  ## write figures/ anew, without training: KEEP=yes leaves published runs in
 	papermill --engine nbsupport --kernel python3 notebooks/05_results.ipynb \

@@ -27,8 +27,8 @@ from nbsupport import ROOT, __version__
 from nbsupport.scenarios import Profile, Scenario
 
 __all__ = [
-    "CHAIN", "FILTERS", "PLACE", "STAGES", "ArtifactError", "Run", "Stage", "atomic", "checksum",
-    "finished_runs", "wanted",
+    "CHAIN", "FILTERS", "PLACE", "STAGES", "ArtifactError", "Run", "Stage", "atomic", "begun_runs",
+    "checksum", "finished_runs", "wanted",
 ]  # fmt: skip
 
 SCHEMA = 1
@@ -335,6 +335,17 @@ class Run:
         except ArtifactError:
             return False
         return True
+
+
+def begun_runs(runs: Path, profile: Profile) -> list[Run]:
+    """List the runs of a profile that have a record, sound or not, in the order of their ids."""
+    found = {}
+    for path in sorted(Path(runs).glob(f"{profile}/*/*.json")):
+        with suppress(ValueError):
+            run = Run(Path(runs), profile, Scenario.parse(path.parent.name))
+            if run.folder == path.parent and path.stem in STAGES:
+                found[run.folder] = run
+    return [*found.values()]
 
 
 def finished_runs(runs: Path, stage: str = "detection", profile: str | None = None) -> list[Run]:

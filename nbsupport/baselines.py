@@ -156,7 +156,7 @@ CLUSTER_ANALYSES = ("smaller", "relative-size", "silhouette", "distance")
 class RawClustering(_ReducedKMeans):
     """Cluster the images themselves: grey values, ten components, 2-means.
 
-    The paper's first baseline (section 7.4, Table 3).
+    The paper's first baseline (section 7, Table 3).
 
     Parameters
     ----------

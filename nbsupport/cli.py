@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from nbsupport import paper, workflow
-from nbsupport.artifacts import FILTERS, STAGES, ArtifactError, Run, finished_runs, wanted
+from nbsupport.artifacts import FILTERS, STAGES, ArtifactError, Run, begun_runs, wanted
 from nbsupport.execution import anchored
 from nbsupport.scenarios import (
     ATTACKS,
@@ -116,9 +116,18 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 
 def _chosen(options: argparse.Namespace) -> list[Run]:
-    if not options.scenarios:
-        return finished_runs(options.runs, "training", str(_profile(options)))
-    return _runs(options, expand(" ".join(options.scenarios)))
+    """List the runs that are named, or all that were begun."""
+    if options.scenarios:
+        return _runs(options, expand(" ".join(options.scenarios)))
+    profile = _profile(options)
+    if not (runs := begun_runs(options.runs, profile)):
+        others = sorted({run.parent.parent.name for run in options.runs.glob("*/*/attack.json")})
+        raise ValueError(
+            f"no run of profile {profile} in {options.runs} (profiles with runs there: "
+            f"{', '.join(others) or 'none'}); name another with --profile or --runs, or run one: "
+            f"nbsupport run --profile {profile} --scenarios standard-s3-p15-r0"
+        )
+    return runs
 
 
 def _runs(options: argparse.Namespace, scenarios: Iterable[Scenario]) -> list[Run]:
@@ -212,8 +221,14 @@ def _print_summary(options: argparse.Namespace) -> None:
     summary: dict[str, dict] = {}
     if any(run.profile.data == "synthetic" for run in runs):
         print("drawn signs: the paper's values, on GTSRB, are shown and no target")
+    unread: list[ArtifactError] = []
     for run in runs:
-        training = run.load("training")["result"]
+        try:
+            training = run.load("training")["result"]
+        except ArtifactError as error:
+            unread.append(error)
+            print(f"\n{run.scenario} (profile {run.profile}): no network to speak of yet")
+            continue
         rates = summary[str(run.scenario)] = {
             name: training[name] for name in ("clean_accuracy", "asr", "masr", "attack_took")
         }
@@ -225,6 +240,8 @@ def _print_summary(options: argparse.Namespace) -> None:
         if training["attack_took"] is False:
             print("  the attack did not take: detection rates below are rates of nothing")
         if not run.has("detection"):
+            if run.scenario.attack != "clean":
+                print("  detection: missing")
             continue
         print(f"  {'method':<22}{'ACC':>8}{'TPR':>8}{'TNR':>8}   paper: ACC / TPR / TNR")
         rates["methods"] = {}
@@ -234,6 +251,8 @@ def _print_summary(options: argparse.Namespace) -> None:
             printed = [_percent(row.comparable(key)) for key in shown] if row else ["-"]
             ours = "".join(f"{_percent(found[key]):>8}" for key in shown)
             print(f"  {method:<22}{ours}   {' / '.join(printed)}")
+    if not summary:
+        raise unread[0]
     print(f"\nfigures and tables: {folder / 'figures'}")
     print(f"executed notebooks and artefacts: {folder / '<scenario>'}")
     print("summary: " + json.dumps(summary))

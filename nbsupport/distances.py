@@ -103,7 +103,7 @@ def distance_distribution(weights, shape: tuple[int, int] | None = None) -> Dist
     Parameters
     ----------
     weights : ndarray, shape (n, H * W) or (n, H, W)
-        Weights on the pixel grid, as `grid_weights` returns them; rows sum to 1.
+        Weights on the pixel grid, as `gw.grid_weights` returns them; rows sum to 1.
     shape : (int, int), optional
         (H, W) of flat weights; a square grid when left out.
 

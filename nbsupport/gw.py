@@ -312,7 +312,7 @@ def barycentre(
     clouds : sequence of PointCloud
         The members, all with the same weight.
     epsilon : float, default 0.1
-        Weight of the entropy. Above `collapse_threshold` the result is a constant matrix.
+        Weight of the entropy. Above `distances.collapse_threshold` the result is a constant matrix.
     n_nodes : int, default 10
         Number of points; 10 in the released code (the paper does not say).
     rng : numpy Generator

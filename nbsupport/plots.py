@@ -473,7 +473,7 @@ def lloyd_rounds(
 
     Parameters
     ----------
-    moments : transport.Moments
+    moments : distances.DistanceMoments
         Mean and mean square of the distances between relevant pixels of each map.
     steps : mapping
         By number of rounds, in order and from 0: what `barycentres` found until then, with

@@ -1,9 +1,11 @@
 """The command line: what it prints and how it fails."""
 
+import json
+
 import pytest
 from runs import finish
 
-from nbsupport import workflow
+from nbsupport import artifacts, workflow
 from nbsupport.artifacts import Run
 from nbsupport.cli import main
 from nbsupport.scenarios import PAPER, PROFILES, Scenario
@@ -15,6 +17,13 @@ def test_scenarios_lists_the_paper_and_the_grammar(capsys):
     assert out.splitlines()[: len(PAPER)] == list(PAPER)
     assert "standard-s<side>" in out
     assert "extended (33 more" in out
+
+
+def finish_until(stage, run):
+    """Leave the records up to a stage of the chain."""
+    finish(run)
+    for later in artifacts.CHAIN[artifacts.CHAIN.index(stage) + 1 :]:
+        run.path(later).unlink()
 
 
 def test_status_names_what_is_missing(tmp_path, capsys):
@@ -34,6 +43,30 @@ def test_status_estimates_the_rest_from_what_is_finished(tmp_path, capsys):
     first, _, last = capsys.readouterr().out.splitlines()
     assert first == f"{done}: complete"
     assert last == "1 of 2 runs finished, about 3 min left on 1 job"
+
+
+def test_status_tells_of_all_that_was_begun(tmp_path, capsys):
+    begun, done = (Scenario.parse(f"standard-s3-p{rate}-r0") for rate in ("05", "15"))
+    finish(Run(tmp_path, PROFILES["demo"], done))
+    finish_until("attack", Run(tmp_path, PROFILES["demo"], begun))
+    (tmp_path / "demo" / "figures").mkdir()
+    (tmp_path / "demo" / "figures" / "figure1.json").write_text("{}")
+    assert main(["status", "--runs", str(tmp_path)]) == 0
+    first, second, last = capsys.readouterr().out.splitlines()
+    assert first == f"{begun}: missing training, relevance, detection"
+    assert second == f"{done}: complete"
+    assert last.startswith("1 of 2 runs finished")
+
+
+@pytest.mark.parametrize("command", ["status", "summary"])
+def test_a_folder_without_runs_says_where_there_are_some(command, tmp_path, capsys):
+    finish(Run(tmp_path, PROFILES["demo"], Scenario.parse("standard-s3-p15-r0")))
+    assert main([command, "--runs", str(tmp_path), "--profile", "fast"]) == 2
+    said = capsys.readouterr().err
+    assert f"no run of profile fast in {tmp_path} (profiles with runs there: demo)" in said
+    assert "nbsupport run --profile fast --scenarios" in said
+    assert main([command, "--runs", str(tmp_path / "nowhere")]) == 2
+    assert "profiles with runs there: none" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -180,3 +213,17 @@ def test_summary_holds_ours_against_the_corrected_rates(
 def test_summary_of_a_missing_run_says_how_to_make_it(tmp_path, capsys):
     assert main(["summary", "--runs", str(tmp_path), "--scenarios", "clean-r0"]) == 2
     assert "notebooks/02_training.ipynb" in capsys.readouterr().err
+
+
+def test_summary_goes_on_after_runs_that_are_not_ready(tmp_path, capsys):
+    untrained, half, done = (f"standard-s3-p{rate}-r0" for rate in ("02", "05", "15"))
+    finish(Run(tmp_path, PROFILES["demo"], Scenario.parse(done)))
+    finish_until("training", Run(tmp_path, PROFILES["demo"], Scenario.parse(half)))
+    assert main(["summary", "--runs", str(tmp_path), "--scenarios", untrained, half, done]) == 0
+    said = capsys.readouterr().out
+    assert f"{untrained} (profile demo): no network to speak of yet" in said
+    assert said.count("detection: missing") == 1
+    rates = json.loads(said.rpartition("summary: ")[2])
+    assert set(rates) == {half, done}
+    assert "methods" in rates[done]
+    assert "methods" not in rates[half]

@@ -228,6 +228,29 @@ def test_make_and_the_command_line_run_the_same_thing():
 
 
 @pytest.mark.parametrize(
+    ("target", "command"),
+    [("run", "run"), ("sweep", "sweep"), ("ablation", "run"), ("beyond", "run")],
+)
+def test_make_names_the_command_that_goes_on_after_a_kill(target, command, tmp_path):
+    resume = "resume" if target == "run" else f"resume-{target}"
+    script = recipe(target).partition(f"nbsupport {command} ")[2]
+    assert f"'make {resume}' goes on with the rest" in script
+    assert "--unlock" not in script
+    assert "--unlock" in recipe(resume).partition(f"nbsupport {command} ")[2]
+    # What stopped goes on; a setting that cannot be would stop again.
+    fake, ready = tmp_path / "bin" / "nbsupport", tmp_path / ".nbsupport-ready"
+    fake.parent.mkdir()
+    ready.touch()
+    for status, says in ((0, False), (1, True), (2, False)):
+        fake.write_text(f"#!/bin/sh\nexit {status}\n")
+        fake.chmod(0o755)
+        words = ["make", "-o", str(ready), f"VENV={tmp_path}", target]
+        done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+        assert (done.returncode == 0) == (status == 0), done.stderr
+        assert ("goes on with the rest" in done.stdout) == says
+
+
+@pytest.mark.parametrize(
     ("profile", "folder"),
     [("fast", "figures"), ("paper", "figures/paper"), ("demo", "figures/demo"),
      ("fast-epochs9", "figures/fast-epochs9")],

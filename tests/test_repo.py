@@ -1,6 +1,7 @@
 """Hygiene of the repository: notebooks, floors, dependencies, nothing private or heavy."""
 
 import ast
+import json
 import re
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import yaml
 
 from nbsupport import ROOT
 from nbsupport.evaluation import predict
+from nbsupport.poison_detector import PoisonDetector
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
@@ -200,6 +202,42 @@ def test_environment_yml_mirrors_pyproject():
     assert all("# " in reason for _, reason in lines), "every line says why"
 
 
+def test_whatever_is_imported_is_declared():
+    """What came with another package today may not come tomorrow."""
+    names = {"PIL": "pillow", "IPython": "ipython", "ot": "POT", "sklearn": "scikit-learn",
+             "yaml": "pyyaml"}  # fmt: skip
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    told = {"package": project["dependencies"]}
+    told["tests"] = told["package"] + project["optional-dependencies"]["test"]
+    folders = {"package": ("nbsupport", "notebooks"), "tests": ("tests", "benchmarks")}
+    for users, declared in told.items():
+        files = [each for each in tracked() if each.relative_to(ROOT).parts[0] in folders[users]]
+        own = {path.stem for path in files} | {"nbsupport"} | set(sys.stdlib_module_names)
+        sources = [code_of(path) for path in files if path.suffix in {".py", ".ipynb"}]
+        used = {name.split(".")[0] for source in sources for name in imports_of(source)} - own
+        wanted = {names.get(name, name) for name in used}
+        missing = wanted - {each.split(">=")[0] for each in declared}
+        assert len(used) > 5
+        assert not missing, f"{users}: {sorted(missing)} are imported and not declared"
+
+
+def code_of(path):
+    """Source of a module, or of all code cells of a notebook."""
+    text = path.read_text()
+    if path.suffix == ".py":
+        return text
+    cells = [cell for cell in json.loads(text)["cells"] if cell["cell_type"] == "code"]
+    return "\n".join("".join(cell["source"]) for cell in cells)
+
+
+def imports_of(source):
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (name.name for name in node.names)
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            yield node.module
+
+
 def test_constraints_pin_every_dependency():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     wanted = set(project["dependencies"]).union(*project["optional-dependencies"].values())
@@ -231,9 +269,14 @@ def test_the_readme_s_examples_for_your_own_model_run():
     for block in blocks:
         exec(block, names)
     assert {verdict.label for verdict in names["verdicts"]} == set(labels.tolist())
-    n = (labels == names["label"]).sum()
-    assert len(names["verdict"].poisoned) == n
-    assert set(names["suspicious"]) <= set(range(n))
+    assert len(names["verdict"].poisoned) == (labels == names["label"]).sum()
+    # Step by step or in one call: the same evidence, and the same verdict.
+    scanned, told = names["verdicts"][0], names["inputs"].evidence
+    judge = PoisonDetector().fit(told)
+    assert judge.n_strong_ == scanned.n_strong
+    assert judge.strength(told).max() == pytest.approx(scanned.strongest, rel=1e-6)
+    ids = torch.arange(len(labels))[labels == names["label"]].numpy()
+    assert ids[names["suspicious"]].tolist() == scanned.accused.tolist()
 
 
 def test_the_floors_in_the_readme_are_those_checked_here():

@@ -29,6 +29,7 @@ Results: <runs>/<profile>/results.csv, one row per run and method.
 
   nbsupport sweep --attack standard --p 1,2,5,10 --s 1,2,3 --repetitions 5 --profile fast
   nbsupport sweep --attack amplitude --p 33 --a 128,64,32 --dry-run
+  nbsupport sweep --attack standard --p 15 --options plain,resnet,win20x20,from1+2-to7
 """
 
 
@@ -83,6 +84,8 @@ def _parser() -> argparse.ArgumentParser:
     sweep.add_argument("--p", type=_list, required=True, help="percent of the class: 1,2,5,10")
     sweep.add_argument("--s", type=_numbers, default=(), help="sides of the sticker; default 3")
     sweep.add_argument("--a", type=_numbers, default=(), help="amplitudes, or opacities")
+    words = "variants in the words of `nbsupport scenarios`: plain,resnet,win20x20-released"
+    sweep.add_argument("--options", type=_list, default=(), dest="variants", help=words)
     sweep.add_argument("--repetitions", type=int, default=1, help="of each combination")
     return parser
 
@@ -160,7 +163,12 @@ def _run(options: argparse.Namespace) -> int:
 
 def _sweep(options: argparse.Namespace) -> int:
     scenarios = workflow.grid(
-        options.attack, options.p, options.repetitions, sides=options.s, amplitudes=options.a
+        options.attack,
+        options.p,
+        options.repetitions,
+        sides=options.s,
+        amplitudes=options.a,
+        variants=options.variants,
     )
     print(f"{len(scenarios)} run{'s' * (len(scenarios) > 1)}: {' '.join(map(str, scenarios))}")
     status = _execute(options, scenarios)

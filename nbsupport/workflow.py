@@ -30,8 +30,9 @@ def grid(
     *,
     sides: Iterable[int] = (),
     amplitudes: Iterable[int] = (),
+    variants: Iterable[str] = (),
 ) -> tuple[Scenario, ...]:
-    """Name every combination of attack, size, rate and repetition.
+    """Name every combination of attack, size, rate, variant and repetition.
 
     Parameters
     ----------
@@ -45,6 +46,9 @@ def grid(
         Sides of the sticker in pixels, for attacks with one; default 3.
     amplitudes : iterable of int
         Amplitudes (or opacities in percent), for attacks with one.
+    variants : iterable of str
+        Options of a scenario, as its id writes them ("resnet", "win20x20-released"), or "plain"
+        for none; default: plain alone.
 
     Raises
     ------
@@ -54,6 +58,7 @@ def grid(
     if repetitions < 1:
         raise ValueError(f"{repetitions} repetitions; expected at least 1")
     percents, sides, amplitudes = tuple(percents), tuple(sides) or (3,), tuple(amplitudes)
+    variants = tuple(variants) or ("plain",)
     found = []
     for attack in attacks:
         if attack not in ATTACKS[1:]:
@@ -66,10 +71,11 @@ def grid(
         name, sizes = ("side", sides) if sticker else ("amplitude", amplitudes)
         if not sizes:
             raise ValueError(f"{attack} attacks need amplitudes: --a 128,64,32")
-        for size, percent, repetition in product(sizes, percents, range(repetitions)):
-            found.append(
-                Scenario(attack, percent=percent, repetition=repetition, **{name: int(size)})
-            )
+        for size, percent, variant in product(sizes, percents, variants):
+            plain = str(Scenario(attack, percent=percent, **{name: int(size)}))
+            # Repetition 0 ends an id in "-r0"; options stand before it.
+            words = plain[:-3] if variant == "plain" else f"{plain[:-3]}-{variant}"
+            found += [Scenario.parse(f"{words}-r{number}") for number in range(repetitions)]
     return tuple(dict.fromkeys(found))
 
 

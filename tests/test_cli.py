@@ -133,6 +133,16 @@ def test_sweep_tells_what_it_runs_and_where_the_results_are(monkeypatch, tmp_pat
     assert sum("scenarios=standard-s1-p05-r0 " in word for word in called[0]) == 1
 
 
+def test_sweep_takes_the_options_of_the_grammar(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(workflow, "execute", lambda *_: 0)
+    grid = ["--attack", "standard", "--p", "15", "--options", "plain,released,from1+2-to7"]
+    assert main(["sweep", *grid, "--profile", "tiny", "--runs", str(tmp_path)]) == 0
+    first = capsys.readouterr().out.splitlines()[0]
+    assert first == (
+        "3 runs: standard-s3-p15-r0 standard-s3-p15-released-r0 standard-s3-p15-from1+2-to7-r0"
+    )
+
+
 def test_sizes_that_are_no_numbers_are_named(capsys):
     with pytest.raises(SystemExit):
         main(["sweep", "--attack", "standard", "--p", "15", "--s", "1,x"])

@@ -34,6 +34,13 @@ def test_grid_is_every_combination_in_order():
         "amplitude-a32-p33-r0",
         "standard-s3-p33-r0",
     ]
+    assert names(grid(["standard"], ["15"], 2, variants=["plain", "win20x20-resnet"])) == [
+        "standard-s3-p15-r0",
+        "standard-s3-p15-r1",
+        "standard-s3-p15-win20x20-resnet-r0",
+        "standard-s3-p15-win20x20-resnet-r1",
+    ]
+    assert names(grid(["standard"], ["15"], variants=["to5", "plain"])) == ["standard-s3-p15-r0"]
     # Rates written twice in two ways are one experiment.
     assert names(grid(["standard"], ["5", "05", "5.0"])) == ["standard-s3-p05-r0"]
 
@@ -47,6 +54,8 @@ def test_grid_is_every_combination_in_order():
         ({"attacks": ["clean"]}, r"attack is 'clean' \(no rate, no size: 'nbsupport run"),
         ({"percents": ["100"]}, "not between 0 and 100"),
         ({"sides": [40]}, "side is 40"),
+        ({"variants": ["vgg"]}, r"'standard-s3-p15-vgg-r0'; the grammar is"),
+        ({"variants": ["resnet-released"]}, "options, in this order"),
         ({"repetitions": 0}, "expected at least 1"),
     ],
 )

@@ -1,11 +1,13 @@
 """A network as a list of layers, traced and checked, that runs forward and remembers.
 
 Relevance propagation needs to know every operation between pixels and logits. Hooks see only
-modules, and would miss a functional ReLU in silence; the trace sees everything, and refuses by
-name what has no exact propagation.
+modules, and would miss a functional ReLU in silence; the trace sees everything, takes what is
+written as a function for the layer that does the same, and refuses by name what has no exact
+propagation.
 """
 
 import copy
+import operator
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 
@@ -24,6 +26,7 @@ __all__ = [
     "Target",
     "UnsupportedLayerError",
     "fold_batch_norm",
+    "penultimate",
     "target_weights",
     "trace",
 ]
@@ -69,18 +72,21 @@ def trace(model: nn.Module) -> tuple[Layer, ...]:
     Parameters
     ----------
     model : nn.Module
-        Maps one batch of images to logits, by layers of the supported types, each used once.
+        Maps one batch of images to logits, by layers of the supported types or by functions that
+        do the same: ReLU, pooling, dropout, flattening, sums and concatenation.
 
     Returns
     -------
     tuple of Layer
-        The last one gives the logits.
+        The last one gives the logits. A function is named by its module and what it does
+        (``layer1.0.add``), the second use of a module by a number (``layer1.0.relu:2``).
 
     Raises
     ------
     UnsupportedLayerError
-        For a functional ReLU or pooling, a module used twice, a layer of another type or with
-        settings that have no rule, or a forward that branches on values; it names the place.
+        For another function, a layer of another type or with settings that have no rule, a result
+        that is overwritten before all have read it, or a forward that branches on values; it names
+        the place.
     """
     try:
         graph = _Tracer().trace(model)
@@ -93,23 +99,14 @@ def trace(model: nn.Module) -> tuple[Layer, ...]:
     for node in graph.nodes:
         if node.op == "placeholder" and not names:
             names[node] = INPUT
-        elif node.op == "call_module":
-            layer = _checked(node, model.get_submodule(node.target), names)
-            if layer.name in layers:
+        elif node.op == "output":
+            if not layers or names.get(node.args[0]) != list(layers)[-1]:
                 raise UnsupportedLayerError(
-                    f"layer {layer.name!r} is used more than once: give each use its own module"
+                    f"{type(model).__name__} must return the output of its last layer, the logits"
                 )
+        elif not _tells_batch_size(node):
+            layer = _read(node, model, names, layers)
             layers[layer.name], names[node] = layer, layer.name
-        elif node.op != "output":
-            inside = [*node.meta.get("nn_module_stack", {}), type(model).__name__][0]
-            raise UnsupportedLayerError(
-                f"{node.name!r} in {inside!r} is a function, not a layer: write it as a module "
-                f"of its own ({_names(SUPPORTED)})"
-            )
-        elif not layers or names.get(node.args[0]) != list(layers)[-1]:
-            raise UnsupportedLayerError(
-                f"{type(model).__name__} must return the output of its last layer, the logits"
-            )
     read = {name for layer in layers.values() for name in layer.inputs}
     for name in list(layers)[:-1]:
         if name not in read:
@@ -126,28 +123,159 @@ def _names(types):
     return ", ".join(kind.__name__ for kind in types)
 
 
-def _checked(node, module, names):
-    problem = None
+def _read(node, model, names, layers) -> Layer:
+    """Make a layer of a call, checked; its name is used by no other."""
+    place = [*node.meta.get("nn_module_stack", {}), ""][0]
+    if node.op == "call_module":
+        called, module, sources = node.target, model.get_submodule(node.target), node.args
+        if node.kwargs:
+            raise UnsupportedLayerError(f"layer {called!r} must be called without keywords")
+    else:
+        called = f"{place}.{node.name}".lstrip(".")
+        try:
+            module, *sources = _FUNCTIONS[node.target](*node.args, **node.kwargs)
+        except (KeyError, TypeError, ValueError):
+            raise UnsupportedLayerError(
+                f"{node.name!r} in {place or type(model).__name__!r} ({node.format_node()}) is a "
+                f"function without a rule: write it with layers ({_names(SUPPORTED)})"
+            ) from None
+    name, use = called, 2
+    while name in layers:
+        name, use = f"{called}:{use}", use + 1
+    problem = _problem(module, sources, names)
+    if problem:
+        raise UnsupportedLayerError(f"layer {name!r} {problem}")
+    if getattr(module, "inplace", False) or node.target in _OVERWRITING:
+        later = list(node.graph.nodes)
+        later = later[later.index(node) + 1 :]
+        if reader := next((user for user in sources[0].users if user in later), None):
+            raise UnsupportedLayerError(
+                f"layer {name!r} overwrites what {reader.name!r} reads after it: set "
+                "inplace=False, and train again if that is not what was meant"
+            )
+    return Layer(name, module, tuple(names[source] for source in sources))
+
+
+def _problem(module, sources, names) -> str | None:
+    """Say what keeps relevance from passing a layer exactly, if anything does."""
     # Exact types: a subclass may compute something else.
     if type(module) not in SUPPORTED:
-        problem = f"is of type {type(module).__name__}; supported: {_names(SUPPORTED)}"
-    elif node.kwargs or any(source not in names for source in node.args):
-        problem = "must be called with outputs of other layers only"
-    elif isinstance(module, nn.Conv2d) and (
+        return f"is of type {type(module).__name__}; supported: {_names(SUPPORTED)}"
+    if any(not isinstance(source, fx.Node) or source not in names for source in sources):
+        return "must be called with outputs of other layers only"
+    if isinstance(module, nn.Conv2d) and (
         module.padding_mode != "zeros" or isinstance(module.padding, str)
     ):
-        problem = "must pad with zeros, by a number of pixels"
-    elif isinstance(module, nn.BatchNorm2d) and module.running_mean is None:
-        problem = "keeps no running statistics: relevance would depend on the batch"
-    elif isinstance(module, nn.AvgPool2d) and (
+        return "must pad with zeros, by a number of pixels"
+    if isinstance(module, nn.BatchNorm2d) and module.running_mean is None:
+        return "keeps no running statistics: relevance would depend on the batch"
+    if isinstance(module, nn.MaxPool2d) and module.return_indices:
+        return "must return the largest values alone, not where they are"
+    if isinstance(module, nn.AvgPool2d) and (
         module.ceil_mode or module.divisor_override or not module.count_include_pad
     ):
-        problem = "must divide the sum of each window by the number of its pixels, padding included"
-    elif isinstance(module, nn.AdaptiveAvgPool2d) and module.output_size not in (1, (1, 1)):
-        problem = f"must average over whole maps (output size 1, not {module.output_size})"
-    if problem:
-        raise UnsupportedLayerError(f"layer {node.target!r} {problem}")
-    return Layer(node.target, module, tuple(names[source] for source in node.args))
+        return "must divide the sum of each window by the number of its pixels, padding included"
+    if isinstance(module, nn.Flatten) and (module.start_dim, module.end_dim) != (1, -1):
+        return "must keep the images apart and flatten all the rest (start_dim=1)"
+    return None
+
+
+# What a function is called with, and the layer that does the same on its sources. Another
+# signature than these is refused.
+def _relu(x, inplace=False):
+    return nn.ReLU(inplace), x
+
+
+def _sum(x, y):
+    return Add(), x, y
+
+
+def _concatenation(xs, dim=0):
+    return (Concat(), *xs) if dim == 1 else ()
+
+
+def _flat(x, start_dim=0, end_dim=-1):
+    return nn.Flatten(start_dim, end_dim), x
+
+
+def _rows(x, n, rest):
+    """Reshape to one row an image: ``x.view(x.size(0), -1)``."""
+    return (nn.Flatten(), x) if _tells_batch_size(n) and rest == -1 else ()
+
+
+def _dropout(x, p=0.5, training=True, inplace=False):
+    return nn.Dropout(p).eval(), x  # a network is explained in evaluation mode
+
+
+def _max_pool(
+    x, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=False
+):  # fmt: skip
+    return nn.MaxPool2d(kernel_size, stride, padding, dilation, return_indices, ceil_mode), x
+
+
+def _avg_pool(
+    x, kernel_size, stride=None, padding=0, ceil_mode=False, count_include_pad=True,
+    divisor_override=None,
+):  # fmt: skip
+    module = nn.AvgPool2d(
+        kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override
+    )
+    return module, x
+
+
+def _global_pool(x, output_size):
+    return nn.AdaptiveAvgPool2d(output_size), x
+
+
+# Functions by themselves, methods of a tensor by name.
+_FUNCTIONS = {
+    **dict.fromkeys((F.relu, torch.relu, torch.relu_, F.relu_, "relu", "relu_"), _relu),
+    **dict.fromkeys((operator.add, operator.iadd, torch.add, "add", "add_"), _sum),
+    **dict.fromkeys((torch.cat, torch.concat, torch.concatenate), _concatenation),
+    **dict.fromkeys((torch.flatten, "flatten"), _flat),
+    **dict.fromkeys(("view", "reshape", torch.reshape), _rows),
+    F.dropout: _dropout,
+    F.max_pool2d: _max_pool,
+    F.avg_pool2d: _avg_pool,
+    F.adaptive_avg_pool2d: _global_pool,
+}
+_OVERWRITING = (operator.iadd, torch.relu_, F.relu_, "relu_", "add_")
+
+
+def _tells_batch_size(node) -> bool:
+    """Whether a node is only ``x.size(0)`` or ``x.shape[0]``, or a step towards it."""
+    if not isinstance(node, fx.Node):
+        return False
+    if (node.op, node.target) == ("call_method", "size"):
+        return node.args[1:] in ((), (0,)) and not node.kwargs
+    if node.target is getattr:
+        return node.args[1] == "shape"
+    return node.target is operator.getitem and node.args[1] == 0 and _tells_batch_size(node.args[0])
+
+
+def penultimate(model: nn.Module) -> str | None:
+    """Name the layer whose activations stand for an image in Activation Clustering.
+
+    Parameters
+    ----------
+    model : nn.Module
+        See :func:`trace`.
+
+    Returns
+    -------
+    str or None
+        The attribute ``penultimate`` of the model, or of the only part that has one; otherwise the
+        layer that the last dense layer reads. None without a dense layer behind another layer.
+    """
+    named = [
+        f"{place}.{part.penultimate}".lstrip(".")
+        for place, part in model.named_modules()
+        if isinstance(getattr(part, "penultimate", None), str)
+    ]
+    if len(named) == 1:
+        return named[0]
+    dense = [layer for layer in trace(model) if isinstance(layer.module, nn.Linear)]
+    return dense[-1].inputs[0] if dense and dense[-1].inputs[0] != INPUT else None
 
 
 def fold_batch_norm(layers: tuple[Layer, ...]) -> tuple[Layer, ...]:
@@ -223,13 +351,14 @@ class Network:
     def __init__(self, model: nn.Module, device=None, *, fold: bool = False):
         parameter = next(model.parameters())
         self.dtype, self.device = parameter.dtype, torch.device(device or parameter.device)
-        model = copy.deepcopy(model).eval().requires_grad_(False)
+        model = copy.deepcopy(model).eval().requires_grad_(False).to(self.device)
+        self._unproved = copy.deepcopy(model)
         # Channels last: pooling is 20 times and convolution 1.4 times faster on a CPU.
         model.to(self.device, memory_format=torch.channels_last)
-        for module in model.modules():
-            if getattr(module, "inplace", False):
-                module.inplace = False
         self.layers = trace(model)
+        for layer in self.layers:
+            if getattr(layer.module, "inplace", False):
+                layer.module.inplace = False
         if fold:
             self.layers = fold_batch_norm(self.layers)
         self.names = tuple(layer.name for layer in self.layers)
@@ -264,7 +393,28 @@ class Network:
             On the network's device and of its dtype.
         keep : collection of str
             Names of layers, or ``INPUT``.
+
+        Raises
+        ------
+        UnsupportedLayerError
+            If the layers compute something else than the model, seen on the first two images.
         """
+        if self._unproved and len(images):
+            self._prove(images[:2])
+        return self._forward(images, keep)
+
+    def _prove(self, images: Tensor) -> None:
+        """Compare with the model itself: a trace does not see what ``+=`` overwrites."""
+        model, self._unproved = self._unproved, None
+        with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
+            expected, found = model(images.contiguous()), self._forward(images, ()).logits
+        if not torch.allclose(found, expected, rtol=0, atol=1e-3 * expected.abs().max()):
+            raise UnsupportedLayerError(
+                f"{type(model).__name__} computes something else than its layers one by one: an "
+                "operation in place (+=) may overwrite what another one reads; write y = y + x"
+            )
+
+    def _forward(self, images: Tensor, keep: Collection[str]) -> Run:
         values, shapes, winners = {INPUT: images}, {INPUT: images.shape}, {}
         for layer in self.layers:
             a, m = [values[name] for name in layer.inputs], layer.module

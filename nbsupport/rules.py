@@ -74,6 +74,10 @@ class Affine:
         """Compute sum_j w_ij s_j, in the shape of the input."""
         return s @ w
 
+    def ones(self) -> Tensor:
+        """Weights of one from every input that an output reads."""
+        return torch.ones_like(self.weight)
+
 
 @dataclass(frozen=True)
 class _Convolution(Affine):
@@ -110,12 +114,28 @@ class _Addition(Affine):
         return (s * w).unsqueeze(1).expand(shape)
 
 
+@dataclass(frozen=True)
+class _Pooling(Affine):
+    # One matrix for all channels, from the pixels of a map to those of a map of this size.
+    size: tuple[int, int]
+
+    def forward(self, a, w, b=None):
+        return (a.flatten(2) @ w.T).unflatten(2, self.size)
+
+    def backward(self, s, w, shape):
+        return (s.flatten(2) @ w).view(shape)
+
+    def ones(self):
+        return (self.weight > 0).to(self.weight)
+
+
 def affine(module: nn.Module, a: Tensor | None = None) -> Affine | None:
     """View a layer as z_j = sum_i a_i w_ij + b_j; None if it is no such layer.
 
     BatchNorm at evaluation is the scale w = gamma / sqrt(var + eps) and the bias
-    b = beta - mean w. Average pooling convolves each feature map with equal weights. An addition
-    takes its summands stacked along the second dimension.
+    b = beta - mean w. Average pooling convolves each feature map with equal weights; adaptive
+    pooling has windows of different sizes, and so a matrix. An addition takes its summands stacked
+    along the second dimension.
 
     Parameters
     ----------
@@ -123,7 +143,7 @@ def affine(module: nn.Module, a: Tensor | None = None) -> Affine | None:
         The layer.
     a : Tensor, optional
         Its input; needed by average pooling, whose module knows neither the number of channels
-        nor, if it is global, the size of the map.
+        nor, if it is adaptive, the size of the map.
     """
     if isinstance(module, nn.Linear):
         return Affine(_detached(module.weight), _detached(module.bias))
@@ -137,14 +157,16 @@ def affine(module: nn.Module, a: Tensor | None = None) -> Affine | None:
         if module.affine:
             scale, shift = scale * _detached(module.weight), _detached(module.bias)
         return _Scale(scale, shift - module.running_mean * scale)
-    if isinstance(module, nn.AvgPool2d | nn.AdaptiveAvgPool2d):
-        _, channels, *size = a.shape
-        stride, padding = (1, 1), (0, 0)
-        if isinstance(module, nn.AvgPool2d):
-            size, stride = _pair(module.kernel_size), _pair(module.stride)
-            padding = _pair(module.padding)
+    if isinstance(module, nn.AdaptiveAvgPool2d):
+        size = a.shape[2:]
+        unit = torch.eye(math.prod(size), dtype=a.dtype, device=a.device).unflatten(1, (1, *size))
+        pooled = module(unit)
+        return _Pooling(pooled.flatten(1).T, None, tuple(pooled.shape[2:]))
+    if isinstance(module, nn.AvgPool2d):
+        channels, size = a.shape[1], _pair(module.kernel_size)
         weight = a.new_full((channels, 1, *size), 1 / math.prod(size))
-        return _Convolution(weight, None, stride, padding, (1, 1), channels)
+        geometry = _pair(module.stride), _pair(module.padding), (1, 1)
+        return _Convolution(weight, None, *geometry, channels)
     if isinstance(module, Add):
         return _Addition(torch.ones(()), None)
     return None
@@ -311,7 +333,7 @@ class Flat(Rule):
 
     def __call__(self, layer, a, z, R):
         """Share R evenly."""
-        return self._share(layer, R, [(torch.ones_like(a), torch.ones_like(layer.weight))])
+        return self._share(layer, R, [(torch.ones_like(a), layer.ones())])
 
 
 @dataclass(frozen=True)

@@ -16,13 +16,12 @@ import torch
 from sklearn.base import clone
 from torch import nn
 
-from nbsupport import evidence, lrp
+from nbsupport import evidence, graph, lrp
 from nbsupport.artifacts import Run
 from nbsupport.attacks import Manifest
 from nbsupport.baselines import ActivationClustering
 from nbsupport.devices import describe
 from nbsupport.evaluation import load_model, load_poisoned, predict
-from nbsupport.graph import Network
 from nbsupport.poison_detector import PoisonDetector
 
 if TYPE_CHECKING:
@@ -113,7 +112,7 @@ def scan(
     carriers : int
         Images that each piece is pasted into; most of the time goes into them.
     layer : str, optional
-        Layer whose activations are clustered; the model's attribute ``penultimate`` if left out.
+        Layer whose activations are clustered; if left out, `graph.penultimate`.
         Without either, the evidence of single images decides alone.
     seed : int
         Seed of samples and carriers.
@@ -140,7 +139,7 @@ def scan(
     _check_count("per_class", per_class)
     _check_count("carriers", carriers)
     labels = _present(split, labels)
-    layer = layer or getattr(model, "penultimate", None)
+    layer = layer or graph.penultimate(model)
     layers = [layer] if layer else []
     _check_reading(model, split, device, seed)
     verdicts = []
@@ -423,7 +422,7 @@ def first_check(
     Parameters
     ----------
     model : Module
-        The trained network; its attribute ``penultimate`` names the layer that is read.
+        The trained network; `graph.penultimate` names the layer that is read.
     split : Split
         Its training images, with the labels it was trained on.
     device : torch.device
@@ -442,7 +441,12 @@ def first_check(
         unequal parts.
     """
     labels, shares = _present(split, labels), {}
-    network, layer = Network(model, device), model.penultimate
+    network, layer = graph.Network(model, device), graph.penultimate(model)
+    if layer is None:
+        raise ValueError(
+            f"{type(model).__name__} has no dense layer behind another one: name the layer to "
+            "cluster by an attribute, model.penultimate = ..."
+        )
     for label in labels:
         with torch.inference_mode():
             batches = [

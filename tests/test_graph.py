@@ -2,18 +2,21 @@ import copy
 
 import pytest
 import torch
+import torchvision
 from torch import nn
 from torch.nn import functional as F
 
+from nbsupport import lrp
 from nbsupport.graph import (
     INPUT,
     Network,
     UnsupportedLayerError,
     fold_batch_norm,
+    penultimate,
     target_weights,
     trace,
 )
-from nbsupport.models import build
+from nbsupport.models import Add, Concat, Normalise, build
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +118,7 @@ class Block(nn.Module):
     def __init__(self, function):
         super().__init__()
         self.conv, self.act, self.function = nn.Conv2d(3, 3, 1), nn.ReLU(), function
+        self.over = nn.ReLU(inplace=True)
 
     def forward(self, x):
         return self.function(self, x)
@@ -123,10 +127,6 @@ class Block(nn.Module):
 class Standardised(nn.Conv2d):
     def forward(self, x):
         return 2 * super().forward(x)
-
-
-def reuse(block, x):
-    return block.act(block.conv(block.act(x)))
 
 
 def branch(block, x):
@@ -145,12 +145,39 @@ def early(block, x):
 
 
 REFUSED = {
-    "functional relu": (Block(lambda b, x: F.relu(b.conv(x))), r"'relu' in '0'"),
-    "method": (Block(lambda b, x: b.conv(x).relu()), r"'relu' in '0'"),
-    "functional pool": (Block(lambda b, x: F.max_pool2d(b.conv(x), 2)), r"'max_pool2d' in '0'"),
-    "residual sum": (Block(lambda b, x: b.conv(x) + x), r"'add' in '0'.*\bAdd\b"),
-    "function on the way out": (Block(lambda b, x: b.conv(x).flatten(1)), r"'flatten' in '0'"),
-    "module used twice": (Block(reuse), r"'0.act' is used more than once"),
+    "product": (Block(lambda b, x: b.conv(x) * x), r"'mul' in '0'.*\bAdd\b"),
+    "sum with a number": (Block(lambda b, x: b.conv(x) + 1.0), r"'0.add' must be called with out"),
+    "scaled sum": (Block(lambda b, x: torch.add(b.conv(x), x, alpha=2)), r"'add' in '0'"),
+    "method": (Block(lambda b, x: b.conv(x).sigmoid()), r"'sigmoid' in '0'"),
+    "maps side by side": (Block(lambda b, x: torch.cat([b.conv(x), x], 2)), r"'cat' in '0'"),
+    "images as one": (
+        Block(lambda b, x: torch.flatten(b.conv(x))),
+        r"'0.flatten' must keep the im",
+    ),
+    "rows that cut maps": (Block(lambda b, x: b.conv(x).view(-1, 9)), r"'view' in '0'"),
+    "rows of a number": (Block(lambda b, x: b.conv(x).view(x.size(1), -1)), r"'size' in '0'"),
+    "where the winners are": (
+        Block(lambda b, x: F.max_pool2d(b.conv(x), 2, return_indices=True)),
+        r"'max_pool2d_with_indices' in '0'",
+    ),
+    "layer that tells them": (nn.MaxPool2d(2, return_indices=True), r"'0' must return the largest"),
+    "functional pool with a divisor": (
+        Block(lambda b, x: F.avg_pool2d(x, 3, divisor_override=2)),
+        r"'0.avg_pool2d' must divide",
+    ),
+    "keyword": (Block(lambda b, x: b.conv(input=x)), r"'0.conv' must be called without keywords"),
+    "overwritten by a layer": (
+        Block(lambda b, x: b.over(y := b.conv(x)) + y),
+        r"'0.over' overwrites what 'add' reads after it: set inplace=False",
+    ),
+    "overwritten by a function": (
+        Block(lambda b, x: F.relu(y := b.conv(x), inplace=True) + y),
+        r"'0.relu' overwrites what 'add' reads",
+    ),
+    "overwritten by a method": (
+        Block(lambda b, x: (y := b.conv(x)).relu_() + y),
+        r"'0.relu_' overwrites what 'add' reads",
+    ),
     "branch on values": (Block(branch), "branches on tensors"),
     "dead end": (Block(unused), r"'0.conv' is computed but never"),
     "early exit": (Block(early), r"'0.act' is computed but never"),
@@ -165,7 +192,6 @@ REFUSED = {
         nn.Conv2d(3, 3, 3, padding=1, padding_mode="reflect"),
         r"'0' must pad with zeros",
     ),
-    "pooling to more than one pixel": (nn.AdaptiveAvgPool2d(2), r"'0' must average over whole"),
     "pooling that leaves the padding out": (
         nn.AvgPool2d(3, padding=1, count_include_pad=False),
         r"'0' must divide the sum of each window",
@@ -191,10 +217,85 @@ def test_logits_must_be_one_tensor():
         trace(Block(lambda b, x: (b.act(b.conv(x)), x)))
 
 
-def test_shared_module_under_two_names_is_refused():
+def test_a_module_that_is_used_again_gets_a_number(images):
+    block = Block(lambda b, x: b.act(b.conv(b.act(b.conv(x)))))
+    assert [layer.name for layer in trace(block)] == ["conv", "act", "conv:2", "act:2"]
     shared = nn.ReLU()
-    with pytest.raises(UnsupportedLayerError, match="more than once"):
-        trace(nn.Sequential(shared, nn.Conv2d(3, 3, 1), shared))
+    model = nn.Sequential(shared, nn.Conv2d(3, 3, 1), shared)
+    assert [layer.name for layer in trace(model)] == ["0", "1", "0:2"]
+    for twice in (block, model):
+        with torch.no_grad():
+            assert torch.allclose(Network(twice).forward(images).logits, twice(images), atol=1e-6)
+
+
+def written_out(block, x):
+    """Use functions for all that the layers of `LAYERS` do, as most networks are written."""
+    y = F.relu(block.conv(x), inplace=True)
+    y += x
+    y = torch.cat([F.max_pool2d(y, 3, 2, padding=1), F.avg_pool2d(y, 2)], dim=1)
+    y = F.adaptive_avg_pool2d(torch.relu(y), (3, 2)).relu()
+    y = F.dropout(y.view(y.size(0), -1), training=block.training)
+    return y.reshape(y.shape[0], -1).flatten(1)
+
+
+class Layers(Block):
+    def __init__(self):
+        super().__init__(written_out)
+        self.add, self.concat, self.flatten = Add(), Concat(), nn.Flatten()
+        self.most, self.mean = nn.MaxPool2d(3, 2, padding=1), nn.AvgPool2d(2)
+        self.small, self.relu2, self.relu3 = nn.AdaptiveAvgPool2d((3, 2)), nn.ReLU(), nn.ReLU()
+
+    def forward(self, x):
+        y = self.add(self.act(self.conv(x)), x)
+        y = self.concat(self.most(y), self.mean(y))
+        return self.flatten(self.relu3(self.small(self.relu2(y))))
+
+
+@pytest.mark.parametrize("composite", ["gamma", "squared", "paper"])
+def test_functions_explain_as_the_layers_they_stand_for(images, composite):
+    layers, head = Layers().eval(), nn.Linear(36, 5)
+    functions = Block(written_out).eval()
+    functions.load_state_dict(layers.state_dict())
+    names = [layer.name for layer in trace(nn.Sequential(functions, head))]
+    assert names == [
+        "0.conv", "0.relu", "0.add", "0.max_pool2d", "0.avg_pool2d", "0.cat", "0.relu_1",
+        "0.adaptive_avg_pool2d", "0.relu_2", "0.view", "0.dropout", "0.reshape", "0.flatten", "1",
+    ]  # fmt: skip
+    models = [nn.Sequential(each, head).double() for each in (layers, functions)]
+    expected, found = (
+        lrp.explain(model, images.double(), target=2, composite=composite) for model in models
+    )
+    assert torch.allclose(found.logits, expected.logits)
+    assert torch.allclose(found.heatmaps, expected.heatmaps)
+    assert abs(expected.heatmaps).max() > 0
+
+
+@pytest.mark.parametrize("name", ["resnet18", "googlenet", "vgg11_bn", "squeezenet1_1"])
+def test_networks_of_torchvision_are_understood(name, images):
+    options = {"init_weights": False} if name == "googlenet" else {}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = getattr(torchvision.models, name)(num_classes=7, **options).double().eval()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    found = lrp.explain(model, images[:2].double(), target=3, composite="gamma")
+    with torch.no_grad():
+        expected = model(images[:2].double())
+    assert torch.allclose(found.logits.double(), expected, rtol=1e-5)
+    assert found.heatmaps.shape == (2, 32, 32)
+    assert found.heatmaps.isfinite().all()
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_the_penultimate_layer_is_named_by_the_model_or_read_off(model, resnet):
+    assert penultimate(model) == "relu2"
+    # What the last dense layer reads, behind a layer that only normalises as well.
+    plain = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(3600, 5))
+    assert penultimate(plain) == "2"
+    front = Normalise((0.5,) * 3, (0.2,) * 3)
+    assert penultimate(nn.Sequential(front, plain)) == "1.2"
+    assert penultimate(nn.Sequential(front, model)) == "1.relu2"
+    assert penultimate(nn.Sequential(nn.Sequential(front), nn.Sequential(resnet))) == "1.0.flatten"
+    assert penultimate(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten())) is None
 
 
 def test_fold_refuses_a_batch_norm_without_convolution():

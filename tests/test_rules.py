@@ -125,6 +125,8 @@ POOLINGS = {
     "windows": nn.AvgPool2d(2),
     "overlapping": nn.AvgPool2d((3, 2), stride=(2, 1), padding=(1, 0)),
     "global": nn.AdaptiveAvgPool2d(1),
+    "uneven windows": nn.AdaptiveAvgPool2d((2, 4)),
+    "to more pixels": nn.AdaptiveAvgPool2d(7),
 }
 
 

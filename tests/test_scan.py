@@ -5,8 +5,9 @@ import pytest
 import torch
 from runs import finish, manifest
 from test_evidence import CPU, YELLOW, Rigged, sign
+from torch import nn
 
-from nbsupport import evidence, lrp, scan
+from nbsupport import evidence, graph, lrp, scan
 from nbsupport.artifacts import Run
 from nbsupport.data import Split
 from nbsupport.models import build
@@ -50,6 +51,12 @@ def heatmaps(monkeypatch):
         return SimpleNamespace(heatmaps=10 * yellow + noise, activations={})
 
     monkeypatch.setattr(lrp, "explain", explain)
+    # These networks know the answer without a layer that could be traced.
+    traced = graph.penultimate
+    monkeypatch.setattr(
+        graph, "penultimate",
+        lambda m: getattr(m, "penultimate", None) if isinstance(m, Rigged) else traced(m),
+    )  # fmt: skip
 
 
 def test_a_sample_with_too_few_candidates_is_looked_at_in_whole(poisoned):
@@ -296,6 +303,14 @@ def test_classes_without_images_are_refused(poisoned):
         scan.scan(Wavering(), poisoned, CPU, labels=[5, 9])
     with pytest.raises(ValueError, match=r"no images of classes \[9\]"):
         scan.first_check(Wavering(), poisoned, CPU, labels=[9])
+
+
+def test_a_network_without_a_dense_layer_is_told_what_to_do(poisoned):
+    model = nn.Sequential(nn.Conv2d(3, 6, 32), nn.Flatten())
+    with pytest.raises(ValueError, match=r"no dense layer .*model\.penultimate = \.\.\."):
+        scan.first_check(model, poisoned, CPU)
+    model.penultimate = "0"
+    assert set(scan.first_check(model, poisoned, CPU)) == set(range(6))
 
 
 def test_a_network_that_does_not_know_the_images_is_named(poisoned, recwarn):

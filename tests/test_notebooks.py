@@ -12,6 +12,7 @@ from pathlib import Path
 
 import nbformat
 import numpy as np
+import owned
 import pandas as pd
 import pytest
 
@@ -301,6 +302,47 @@ def test_the_overview_shows_what_is_finished(chain, tmp_path):
     done = papermill("00_overview", out, "nbsupport", profile="tiny", runs=chain[0])
     assert done.returncode == 0, done.stderr[-3000:]
     assert "✓" in out.read_text()
+
+
+def test_a_network_of_your_own_is_asked(tmp_path):
+    told, poisoned = owned.write(tmp_path)
+    out = tmp_path / "08.ipynb"
+    done = papermill(
+        "08_your_network", out, "nbsupport",
+        **told, device="cpu", interactive=False, folder=tmp_path / "found",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    report = json.loads((tmp_path / "found" / "report.json").read_text())
+    assert (report["named"], report["accused"]) == ([0], poisoned)
+    assert report["parameters"]["mean"] == told["mean"]
+    assert set(report["files"]) == {"network", "weights", "images"}
+    assert {path.name for path in (tmp_path / "found").glob("*.png")} == {
+        "suspicious_classes.png", "accused.png",
+    }  # fmt: skip
+    text = out.read_text()
+    assert "images accused: 15, kept: 400" in text
+    outputs = [o for c in nbformat.read(out, 4).cells for o in c.get("outputs", [])]
+    (counted,) = (
+        o["data"]["text/html"] for o in outputs if "others of the class" in str(o.get("data"))
+    )
+    shares = [int(share) for share in re.findall(r">(\d+) %<", counted)]
+    # Accused and others: as they are, covered, pasted. The trigger is what makes the difference.
+    assert shares[:2] == [100, 100]
+    assert shares[2] < 50 < shares[4]
+    assert shares[5] < 50 < shares[3]
+
+
+def test_your_network_is_the_scenario_s_if_none_is_given(chain, run, tmp_path):
+    place = {"profile": "tiny", "runs": chain[0], "device": "cpu", "interactive": False}
+    asked = {"classes": "5 2", "per_class": 12}
+    out = tmp_path / "08.ipynb"
+    done = papermill("08_your_network", out, "nbsupport", **place, **asked)
+    assert done.returncode == 0, done.stderr[-3000:]
+    report = json.loads((run.folder / "checkup" / "report.json").read_text())
+    assert {entry["label"] for entry in report["classes"]} == {2, 5}
+    half = papermill("08_your_network", out, "nbsupport", **place, weights="mine.safetensors")
+    assert half.returncode != 0
+    assert "give network, weights and images together" in half.stderr
 
 
 def test_notebook_6_scans_filters_and_trains_again(chain, run, tmp_path):

@@ -32,6 +32,7 @@ FLOORS = (
     {"cli", "evaluation", "heatmap_clustering"},
     {"detection", "evidence", "patterns", "tables", "training"},
     {"ablation", "retraining", "scan"},
+    {"checkup"},
 )  # fmt: skip
 """The house, ground floor first: a module imports only from floors below its own."""
 
@@ -54,7 +55,7 @@ def test_the_notebooks_are_there():
     names = [path.stem for path in NOTEBOOKS]
     assert names == [
         "00_overview", "01_attacks", "02_training", "03_lrp", "04_gw_clustering", "05_results",
-        "06_beyond", "07_ablation",
+        "06_beyond", "07_ablation", "08_your_network",
     ]  # fmt: skip
 
 

@@ -1,0 +1,254 @@
+"""A network and its training images from anywhere: read, held against each other, and reported on.
+
+Notebook 8 is made of these. Weights come as safetensors and images as npz, neither of which can
+carry code; the file that builds the network is code, and is run: take it from nobody else.
+"""
+
+import importlib.util
+import json
+import os
+import re
+import sys
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+
+from nbsupport import graph
+from nbsupport.artifacts import atomic, checksum, code_version
+from nbsupport.data import Split
+from nbsupport.models import Normalise
+from nbsupport.scan import ClassVerdict
+
+__all__ = ["check", "load_images", "load_network", "normalised", "write_report"]
+
+
+def load_network(builder: str, weights: str | Path) -> nn.Module:
+    """Build a network by a function of yours and give it its weights.
+
+    Parameters
+    ----------
+    builder : str
+        ``path/to/file.py:function``; the function takes no argument and returns the network.
+    weights : str or Path
+        The network's ``state_dict`` as safetensors.
+
+    Returns
+    -------
+    nn.Module
+        In evaluation mode, on the CPU.
+
+    Raises
+    ------
+    ValueError
+        If the file has no such function, it returns no network, or the weights are not those of
+        this network.
+    FileNotFoundError
+        If one of the files is not there.
+    """
+    file, _, name = builder.rpartition(":")
+    if not file.endswith(".py") or not name.isidentifier():
+        raise ValueError(f"network is {builder!r}; expected path/to/file.py:function")
+    path, weights = (Path(each).expanduser().resolve() for each in (file, weights))
+    for needed in (path, weights):
+        if not needed.is_file():
+            raise FileNotFoundError(f"{needed} is not there; give the path of a file")
+    make = getattr(_module(path), name, None)
+    if not callable(make):
+        raise ValueError(f"{path} has no function {name!r}")
+    model = make()
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"{name}() of {path} returns {type(model).__name__}, not an nn.Module")
+    try:
+        model.load_state_dict(load_file(weights))
+    except SafetensorError as error:
+        raise ValueError(
+            f"{weights} is no safetensors file ({error}); write one by "
+            "safetensors.torch.save_file(model.state_dict(), path)"
+        ) from None
+    except RuntimeError as error:
+        raise ValueError(f"{weights} does not fit {name}(): {error}") from None
+    return model.eval()
+
+
+def _module(path: Path):
+    # Its neighbours can be imported, as if it had been started from its own folder.
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.path.insert(0, str(path.parent))
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(path.parent))
+    return module
+
+
+def load_images(path: str | Path) -> Split:
+    """Read labelled images.
+
+    Parameters
+    ----------
+    path : str or Path
+        An npz file with ``images``, uint8 of shape (n, 3, 32, 32), and ``labels``, integers of
+        shape (n,) from 0; optionally ``ids``, integers of shape (n,), else 0 to n - 1.
+
+    Raises
+    ------
+    ValueError
+        If the file is no npz file without pickles, an array is missing or of another kind, an id
+        occurs twice, or there are not two classes.
+    FileNotFoundError
+        If there is no such file.
+    """
+    path = Path(path).expanduser().resolve()
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            found = {name: file[name] for name in ("images", "labels", "ids") if name in file}
+    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(
+            f"{path} cannot be read ({error}); write it by np.savez(path, images=..., labels=...)"
+        ) from None
+    if missing := {"images", "labels"} - set(found):
+        raise ValueError(f"{path} has no array {' and no '.join(sorted(missing))}")
+    for name in set(found) - {"images"}:
+        if found[name].dtype.kind not in "iu":
+            raise ValueError(f"{name} of {path} are {found[name].dtype}; expected integers")
+    labels = torch.from_numpy(found["labels"].astype(np.int64))
+    ids = torch.from_numpy(found.get("ids", np.arange(len(labels))).astype(np.int64))
+    split = Split(torch.from_numpy(found["images"]), labels, ids)
+    if len(labels) == 0 or labels.min() < 0 or labels.min() == labels.max():
+        raise ValueError(f"labels of {path} hold {labels.unique().tolist()}; expected 0, 1, ...")
+    if len(ids.unique()) < len(ids):
+        raise ValueError(f"ids of {path} name an image twice")
+    return split
+
+
+def normalised(model: nn.Module, mean: str, std: str) -> nn.Module:
+    """Put a layer that normalises before a network that was trained on normalised images.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Takes normalised images.
+    mean, std : str
+        Numbers with spaces or commas between them, one for each channel and for values from 0 to
+        1; both empty for a network that takes such values itself.
+
+    Returns
+    -------
+    nn.Module
+        Takes values from 0 to 1.
+    """
+    if not mean and not std:
+        return model
+    numbers = []
+    for name, text in (("mean", mean), ("std", std)):
+        try:
+            numbers.append([float(word) for word in re.split(r"[\s,]+", text.strip())])
+        except ValueError:
+            raise ValueError(
+                f"{name} is {text!r}; expected numbers such as '0.5 0.5 0.5'"
+            ) from None
+    return nn.Sequential(Normalise(*numbers), model).eval()
+
+
+def check(model: nn.Module, split: Split, device: torch.device, most: int = 2000) -> float:
+    """Try whether a network can be explained and knows these classes, before hours are spent.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Takes values from 0 to 1.
+    split : Split
+        Labelled images.
+    device : torch.device
+        Where to compute.
+    most : int
+        Images that are tried at most, drawn by lot.
+
+    Returns
+    -------
+    float
+        Percent of these that are read as they are labelled.
+
+    Raises
+    ------
+    UnsupportedLayerError
+        If relevance cannot be propagated through a layer.
+    ValueError
+        If the network does not take these images, or has too few outputs for the labels.
+    """
+    network, right = graph.Network(model, device), 0
+    classes = int(split.labels.max()) + 1
+    chosen = torch.from_numpy(np.random.default_rng(0).permutation(len(split))[:most])
+    for rows in chosen.split(250):
+        try:
+            with torch.inference_mode():
+                logits = network.forward(network.images(split.images[rows])).logits
+        except RuntimeError as error:
+            shape = tuple(split.images.shape[1:])
+            raise ValueError(f"the network does not take images of {shape}: {error}") from None
+        if logits.ndim != 2 or logits.shape[1] < classes:
+            raise ValueError(
+                f"the network returns {tuple(logits.shape)} for {len(rows)} images; labels go up "
+                f"to {classes - 1}, which takes ({len(rows)}, {classes}) or more"
+            )
+        right += (logits.argmax(1).cpu() == split.labels[rows]).sum().item()
+    return 100 * right / len(chosen)
+
+
+def write_report(
+    path: Path,
+    verdicts: Sequence[ClassVerdict],
+    *,
+    files: Mapping[str, str | Path],
+    **more: Any,
+) -> dict[str, Any]:
+    """Write what a scan found, and of which files, as JSON.
+
+    Parameters
+    ----------
+    path : Path
+        Where to.
+    verdicts : sequence of ClassVerdict
+        From `scan.two_rounds`.
+    files : mapping
+        Files that were read; their SHA-256 go into the report.
+    **more
+        JSON values to add, such as parameters and seconds.
+
+    Returns
+    -------
+    dict
+        The report: ``named`` (classes called poisoned), ``accused`` (ids of images), ``classes``
+        (one entry each), ``files``, ``code`` and what was added.
+    """
+    report = {
+        "named": [v.label for v in verdicts if v.present],
+        "accused": sorted(int(i) for v in verdicts for i in v.accused),
+        "classes": [
+            {
+                "label": v.label,
+                "images": v.n,
+                "called_poisoned": bool(v.present),
+                "by": list(v.witnesses),
+                "strong_candidates": int(v.n_strong),
+                "accused": len(v.accused),
+                "silhouette": None if v.silhouette is None else round(float(v.silhouette), 4),
+            }
+            for v in verdicts
+        ],
+        "files": {name: {"path": os.fspath(f), "sha256": checksum(f)} for name, f in files.items()},
+        "code": code_version(),
+        **more,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic(path) as temporary:
+        temporary.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")
+    return report

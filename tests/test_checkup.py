@@ -1,0 +1,206 @@
+"""A network and images from files: read, held against each other, reported on."""
+
+import json
+
+import numpy as np
+import owned
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from nbsupport import checkup, scan
+from nbsupport.artifacts import checksum
+from nbsupport.graph import UnsupportedLayerError
+from nbsupport.scan import ClassVerdict
+
+CPU = torch.device("cpu")
+BUILDER = """\
+from torch import nn
+
+from neighbour import UNITS
+
+
+def make():
+    return nn.Sequential(nn.Flatten(), nn.Linear(3072, UNITS))
+
+
+def number():
+    return 7
+
+
+THING = 3
+"""
+
+
+@pytest.fixture
+def own(tmp_path):
+    """Leave a network and images in files; return their paths."""
+    (tmp_path / "mine.py").write_text(BUILDER)
+    (tmp_path / "neighbour.py").write_text("UNITS = 4\n")
+    torch.manual_seed(0)
+    save_file(linear().state_dict(), tmp_path / "weights.safetensors")
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (12, 3, 32, 32), dtype=np.uint8)
+    np.savez(tmp_path / "images.npz", images=images, labels=np.arange(12) % 3)
+    return tmp_path
+
+
+def linear(units=4):
+    return nn.Sequential(nn.Flatten(), nn.Linear(3072, units))
+
+
+def test_a_network_comes_from_a_function_and_its_weights(own):
+    model = checkup.load_network(f"{own}/mine.py:make", own / "weights.safetensors")
+    assert not model.training
+    torch.manual_seed(0)
+    assert torch.equal(model[1].weight, linear()[1].weight)
+
+
+@pytest.mark.parametrize(
+    ("builder", "message"),
+    [
+        ("make", r"network is 'make'; expected path/to/file.py:function"),
+        ("mine.py", "expected path/to/file.py:function"),
+        ("mine.pkl:make", "expected path/to/file.py:function"),
+        ("mine.py:1", "expected path/to/file.py:function"),
+        ("mine.py:build", "has no function 'build'"),
+        ("mine.py:THING", "has no function 'THING'"),
+        ("mine.py:number", r"number\(\) of .*mine.py returns int, not an nn.Module"),
+    ],
+)
+def test_functions_that_build_no_network_are_named(own, builder, message, monkeypatch):
+    monkeypatch.chdir(own)
+    with pytest.raises(ValueError, match=message):
+        checkup.load_network(builder, "weights.safetensors")
+
+
+def test_files_that_are_not_there_are_named(own):
+    with pytest.raises(FileNotFoundError, match=r"yours.py is not there"):
+        checkup.load_network(f"{own}/yours.py:make", own / "weights.safetensors")
+    with pytest.raises(FileNotFoundError, match=r"w.safetensors is not there"):
+        checkup.load_network(f"{own}/mine.py:make", own / "w.safetensors")
+    with pytest.raises(FileNotFoundError, match=r"photographs.npz"):
+        checkup.load_images(own / "photographs.npz")
+
+
+def test_weights_of_another_kind_or_network_are_refused(own):
+    builder = f"{own}/mine.py:make"
+    torch.save(linear().state_dict(), own / "weights.pt")
+    with pytest.raises(ValueError, match=r"weights.pt is no safetensors file .*save_file"):
+        checkup.load_network(builder, own / "weights.pt")
+    save_file(linear(5).state_dict(), own / "larger.safetensors")
+    with pytest.raises(
+        ValueError, match=r"larger.safetensors does not fit make\(\): (?s:.*)1\.weight"
+    ):
+        checkup.load_network(builder, own / "larger.safetensors")
+
+
+def test_images_come_with_labels_and_perhaps_with_ids(own):
+    split = checkup.load_images(own / "images.npz")
+    assert split.images.shape == (12, 3, 32, 32)
+    assert split.ids.tolist() == [*range(12)]
+    arrays = dict(np.load(own / "images.npz"))
+    np.savez(own / "kept.npz", ids=np.arange(12, dtype=np.uint16) + 5, **arrays)
+    assert checkup.load_images(own / "kept.npz").ids.tolist() == [*range(5, 17)]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"labels": None}, "has no array labels"),
+        ({"labels": np.zeros(12)}, "labels of .* are float64; expected integers"),
+        ({"labels": np.zeros(12, int)}, r"labels of .* hold \[0\]; expected 0, 1"),
+        ({"labels": np.arange(12) - 1}, r"hold \[-1, 0"),
+        ({"labels": np.arange(11)}, r"images are \(12, 3, 32, 32\)"),
+        ({"labels": np.array([None] * 12)}, "cannot be read .*write it by np.savez"),
+        ({"images": np.zeros((12, 32, 32, 3), np.uint8)}, r"expected \(12, 3, 32, 32\) uint8"),
+        ({"images": np.zeros((12, 3, 32, 32))}, "expected .* uint8"),
+        ({"ids": np.zeros(12, int)}, "name an image twice"),
+    ],
+)
+def test_images_that_cannot_be_meant_are_refused(own, change, message):
+    arrays = dict(np.load(own / "images.npz")) | change
+    arrays = {name: value for name, value in arrays.items() if value is not None}
+    np.savez(own / "other.npz", **arrays)
+    with pytest.raises(ValueError, match=message):
+        checkup.load_images(own / "other.npz")
+
+
+def test_a_file_that_is_no_archive_is_refused(own):
+    (own / "images.csv").write_text("1,2,3")
+    with pytest.raises(ValueError, match=r"images.csv cannot be read"):
+        checkup.load_images(own / "images.csv")
+
+
+def test_normalisation_goes_in_front(own):
+    model = linear()
+    assert checkup.normalised(model, "", "") is model
+    images = torch.rand(2, 3, 32, 32)
+    inside = checkup.normalised(model, "0.5, 0.4 0.3", "0.2 0.2 0.1")(images)
+    scaled = (images - torch.tensor([0.5, 0.4, 0.3]).view(3, 1, 1)) / torch.tensor(
+        [0.2, 0.2, 0.1]
+    ).view(3, 1, 1)
+    torch.testing.assert_close(inside, model(scaled))
+    with pytest.raises(ValueError, match=r"std is ''; expected numbers such as"):
+        checkup.normalised(model, "0.5 0.5 0.5", "")
+    with pytest.raises(ValueError, match="one number per channel"):
+        checkup.normalised(model, "0.5 0.5 0.5", "0.1")
+
+
+def test_a_network_is_tried_on_the_images_first(own):
+    split = checkup.load_images(own / "images.npz")
+    model = linear()
+    with torch.no_grad():
+        right = (model(split.images / 255).argmax(1) == split.labels).float().mean().item()
+    assert checkup.check(model, split, CPU) == pytest.approx(100 * right)
+    assert checkup.check(model, split, CPU, most=1) in (0, 100)
+
+
+@pytest.mark.parametrize(
+    ("model", "kind", "message"),
+    [
+        (nn.Sequential(nn.Flatten(), nn.Linear(3072, 2)), ValueError, r"returns \(12, 2\) .*to 2"),
+        (nn.Sequential(nn.Conv2d(3, 9, 3)), ValueError, r"returns \(12, 9, 30, 30\)"),
+        (
+            nn.Sequential(nn.Flatten(), nn.Linear(9, 3)),
+            ValueError,
+            r"images of \(3, 32, 32\): .*shapes cannot",
+        ),
+        (nn.Sequential(linear(), nn.GELU()), UnsupportedLayerError, "of type GELU"),
+    ],
+)
+def test_networks_that_do_not_go_with_the_images_are_refused(own, model, kind, message):
+    with pytest.raises(kind, match=message):
+        checkup.check(model, checkup.load_images(own / "images.npz"), CPU)
+
+
+def test_a_poisoned_network_of_somebody_s_own_is_found(tmp_path):
+    told, poisoned = owned.write(tmp_path)
+    model = checkup.load_network(told["network"], told["weights"])
+    split = checkup.load_images(told["images"])
+    # Given other values than it was trained on, it knows little.
+    assert checkup.check(model, split, CPU) < 80
+    model = checkup.normalised(model, told["mean"], told["std"])
+    assert checkup.check(model, split, CPU) > 98
+    first, *others = scan.two_rounds(model, split, CPU, per_class=200, carriers=8)
+    assert (first.label, first.witnesses) == (0, ("evidence", "activations"))
+    assert first.accused.tolist() == poisoned
+    assert not any(verdict.present for verdict in others)
+    assert all(verdict.silhouette is not None for verdict in others)
+
+
+def test_the_report_names_images_and_files(own):
+    verdicts = [
+        ClassVerdict(2, 40, True, np.array([9, 4]), 6, 1.5, 0.7, ("evidence", "activations")),
+        ClassVerdict(0, 40, False, np.array([], np.int64), 1, 0.5),
+    ]
+    path = own / "deep" / "report.json"
+    files = {"weights": own / "weights.safetensors"}
+    report = checkup.write_report(path, verdicts, files=files, seconds=1.5)
+    assert json.loads(path.read_text()) == report
+    assert (report["named"], report["accused"], report["seconds"]) == ([2], [4, 9], 1.5)
+    first, second = report["classes"]
+    assert first["by"] == ["evidence", "activations"]
+    assert second["silhouette"] is None
+    assert report["files"]["weights"]["sha256"] == checksum(files["weights"])

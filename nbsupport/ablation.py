@@ -486,7 +486,7 @@ def contrasts(table: pd.DataFrame) -> pd.DataFrame:
 def finding(table: pd.DataFrame) -> str:
     """Say in one line how much better poison is set apart when one part is changed."""
     changes = contrasts(table).set_index("change")["separation"]
-    told = [f"{SHORT[change]} {points:+.0f}" for change, points in changes.items()]
+    told = [f"{SHORT[change]} {round(points):+d}" for change, points in changes.items()]
     return f"Change of the separation in points of AUROC: {', '.join(told)}"
 
 

@@ -208,7 +208,7 @@ rule ablation:
         notebook=local("notebooks/07_ablation.ipynb"),
         modules=modules(
             "ablation", "gw", "distances", "transport", "barycentres", "detectors", "embeddings",
-            "clusterers", "baselines", "lrp", "graph", "rules", "attribution", "gradients",
+            "clusterers", "baselines", "lrp", "graph", "tracing", "rules", "attribution", "gradients",
             "heatmap_clustering", "embedding_clustering", "poison_detector", "detection", "metrics",
         ),
     output:

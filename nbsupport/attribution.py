@@ -14,9 +14,10 @@ from types import MappingProxyType
 import torch
 from torch import Tensor, nn
 
-from nbsupport.graph import INPUT, Network, Run, Target, target_weights
+from nbsupport.graph import Network, Run, Target, target_weights
 from nbsupport.models import Add, Concat
 from nbsupport.rules import Epsilon, Gamma, Rule, Squared, affine
+from nbsupport.tracing import INPUT, named_by
 
 __all__ = ["COMPOSITES", "FIRST_FEATURES", "Attribution", "Attributor", "Composite"]
 
@@ -42,8 +43,9 @@ class Composite:
     addition : Rule
         Rule of the layers that add with fixed weights: additions and average pooling.
     batch_norm : {"fold", "rule", "identity"}
-        Merge BatchNorm into the convolution before it; or share relevance between its input and
-        its bias by the epsilon rule, with the epsilon of `convolution`; or pass relevance on.
+        Merge BatchNorm into the convolution before it, and pass relevance on where there is none;
+        or share relevance between its input and its bias by the epsilon rule, with the epsilon of
+        `convolution`; or pass relevance on.
     stop_at : str, optional
         Name of the layer whose *output* relevance is the result, or ``FIRST_FEATURES``; the
         images if not given. No relevance may flow past it on another way.
@@ -145,7 +147,7 @@ class Attributor:
         self.network = Network(model, device, fold=composite.batch_norm == "fold")
         self._end = composite.stop_at or INPUT
         if self._end == FIRST_FEATURES:
-            self._end = getattr(model, "first_features", None)
+            self._end = named_by(model, "first_features")
             if self._end is None:
                 raise ValueError(
                     f"this composite ends at the first features, and {type(model).__name__} does "

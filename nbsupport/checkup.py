@@ -10,7 +10,8 @@ import os
 import re
 import sys
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from nbsupport import graph
+from nbsupport import lrp
 from nbsupport.artifacts import atomic, checksum, code_version
 from nbsupport.data import Split
+from nbsupport.evaluation import predict, share_read
 from nbsupport.models import Normalise
 from nbsupport.scan import ClassVerdict
 
@@ -42,7 +44,7 @@ def load_network(builder: str, weights: str | Path) -> nn.Module:
     Returns
     -------
     nn.Module
-        In evaluation mode, on the CPU.
+        In evaluation mode, in single precision, on the CPU.
 
     Raises
     ------
@@ -59,14 +61,15 @@ def load_network(builder: str, weights: str | Path) -> nn.Module:
     for needed in (path, weights):
         if not needed.is_file():
             raise FileNotFoundError(f"{needed} is not there; give the path of a file")
-    make = getattr(_module(path), name, None)
-    if not callable(make):
-        raise ValueError(f"{path} has no function {name!r}")
-    model = make()
+    with _importable(path) as module:
+        make = getattr(module, name, None)
+        if not callable(make):
+            raise ValueError(f"{path} has no function {name!r}")
+        model = make()
     if not isinstance(model, nn.Module):
         raise ValueError(f"{name}() of {path} returns {type(model).__name__}, not an nn.Module")
     try:
-        model.load_state_dict(load_file(weights))
+        model.cpu().load_state_dict(load_file(weights))
     except SafetensorError as error:
         raise ValueError(
             f"{weights} is no safetensors file ({error}); write one by "
@@ -74,19 +77,20 @@ def load_network(builder: str, weights: str | Path) -> nn.Module:
         ) from None
     except RuntimeError as error:
         raise ValueError(f"{weights} does not fit {name}(): {error}") from None
-    return model.eval()
+    return model.float().eval()
 
 
-def _module(path: Path):
-    # Its neighbours can be imported, as if it had been started from its own folder.
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
+@contextmanager
+def _importable(path: Path) -> Iterator[Any]:
+    """Run a file as a module; meanwhile its neighbours can be imported, as from its own folder."""
+    spec = importlib.util.spec_from_file_location(f"network_of_{path.stem}", path)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     sys.path.insert(0, str(path.parent))
     try:
         spec.loader.exec_module(module)
+        yield module
     finally:
         sys.path.remove(str(path.parent))
-    return module
 
 
 def load_images(path: str | Path) -> Split:
@@ -108,7 +112,10 @@ def load_images(path: str | Path) -> Split:
     """
     path = Path(path).expanduser().resolve()
     try:
-        with np.load(path, allow_pickle=False) as file:
+        file = np.load(path, allow_pickle=False)
+        if not isinstance(file, np.lib.npyio.NpzFile):
+            raise ValueError("it holds a single array")
+        with file:
             found = {name: file[name] for name in ("images", "labels", "ids") if name in file}
     except (ValueError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(
@@ -164,7 +171,7 @@ def check(model: nn.Module, split: Split, device: torch.device, most: int = 2000
     Parameters
     ----------
     model : nn.Module
-        Takes values from 0 to 1.
+        On ``device``; takes values from 0 to 1.
     split : Split
         Labelled images.
     device : torch.device
@@ -184,28 +191,27 @@ def check(model: nn.Module, split: Split, device: torch.device, most: int = 2000
     ValueError
         If the network does not take these images, or has too few outputs for the labels.
     """
-    network, right = graph.Network(model, device), 0
-    classes = int(split.labels.max()) + 1
-    chosen = torch.from_numpy(np.random.default_rng(0).permutation(len(split))[:most])
-    for rows in chosen.split(250):
-        try:
-            with torch.inference_mode():
-                logits = network.forward(network.images(split.images[rows])).logits
-        except RuntimeError as error:
-            shape = tuple(split.images.shape[1:])
-            raise ValueError(f"the network does not take images of {shape}: {error}") from None
-        if logits.ndim != 2 or logits.shape[1] < classes:
-            raise ValueError(
-                f"the network returns {tuple(logits.shape)} for {len(rows)} images; labels go up "
-                f"to {classes - 1}, which takes ({len(rows)}, {classes}) or more"
-            )
-        right += (logits.argmax(1).cpu() == split.labels[rows]).sum().item()
-    return 100 * right / len(chosen)
+    few, classes = split.images[:2], int(split.labels.max()) + 1
+    try:
+        logits = predict(model, few, device)
+        if logits.ndim == 2 and logits.shape[1] >= classes:
+            for composite in ("gamma", "squared"):
+                lrp.explain(model, few, target=0, composite=composite, device=device)
+    except RuntimeError as error:
+        shape = tuple(few.shape[1:])
+        raise ValueError(f"the network does not take images of {shape}: {error}") from None
+    if logits.ndim != 2 or logits.shape[1] < classes:
+        raise ValueError(
+            f"the network returns {tuple(logits.shape)} for {len(few)} images; labels go up to "
+            f"{classes - 1}, which takes ({len(few)}, {classes}) or more"
+        )
+    return 100 * share_read(model, split, device, most=most)
 
 
 def write_report(
     path: Path,
     verdicts: Sequence[ClassVerdict],
+    split: Split,
     *,
     files: Mapping[str, str | Path],
     **more: Any,
@@ -218,6 +224,8 @@ def write_report(
         Where to.
     verdicts : sequence of ClassVerdict
         From `scan.two_rounds`.
+    split : Split
+        What was scanned.
     files : mapping
         Files that were read; their SHA-256 go into the report.
     **more
@@ -229,13 +237,15 @@ def write_report(
         The report: ``named`` (classes called poisoned), ``accused`` (ids of images), ``classes``
         (one entry each), ``files``, ``code`` and what was added.
     """
+    sizes = np.bincount(split.labels)
     report = {
         "named": [v.label for v in verdicts if v.present],
         "accused": sorted(int(i) for v in verdicts for i in v.accused),
         "classes": [
             {
                 "label": v.label,
-                "images": v.n,
+                "images": int(sizes[v.label]),
+                "images_looked_at": v.n,
                 "called_poisoned": bool(v.present),
                 "by": list(v.witnesses),
                 "strong_candidates": int(v.n_strong),

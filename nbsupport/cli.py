@@ -235,7 +235,8 @@ def _print_summary(options: argparse.Namespace) -> None:
             training = run.load("training")["result"]
         except ArtifactError as error:
             unread.append(error)
-            print(f"\n{run.scenario} (profile {run.profile}): no network to speak of yet")
+            said = error if run.path("training").exists() else "no network to speak of yet"
+            print(f"\n{run.scenario} (profile {run.profile}): {said}")
             continue
         rates = summary[str(run.scenario)] = {
             name: training[name] for name in ("clean_accuracy", "asr", "masr", "attack_took")

@@ -28,6 +28,7 @@ __all__ = [
     "load_poisoned",
     "load_surrogate",
     "predict",
+    "share_read",
 ]
 
 SURROGATE_ACCURACY = 90.0
@@ -124,14 +125,38 @@ def predict(
     if not len(images):
         raise ValueError("there is no image to predict")
     model.eval()
+    dtype = next((p.dtype for p in model.parameters()), torch.float32)
     logits = []
     with torch.inference_mode(), autocast(device, precision):
         for start in range(0, len(images), batch_size):
-            batch = images[start : start + batch_size].to(device).float() / 255
-            logits.append(model(batch.contiguous(memory_format=torch.channels_last)).float().cpu())
+            # Weights, not images, say in which layout a network computes: one of somebody else's
+            # may read its maps with view, which fails on channels last.
+            batch = images[start : start + batch_size].to(device).to(dtype) / 255
+            logits.append(model(batch).float().cpu())
             if progress:
                 progress(min(start + batch_size, len(images)), len(images), "testing")
     return torch.cat(logits)
+
+
+def share_read(
+    model: nn.Module, split: data.Split, device: torch.device, *, most: int = 1000, seed: int = 0
+) -> float:
+    """Share of the images, in [0, 1], that a network reads as they are labelled.
+
+    Parameters
+    ----------
+    model, device
+        As in `predict`.
+    split : Split
+        Labelled images.
+    most : int
+        How many are tried; drawn by lot where there are more.
+    seed : int
+        Seed of the draw.
+    """
+    order = np.random.default_rng(seed).permutation(len(split))[:most]
+    some = split.select(torch.from_numpy(np.sort(order)))
+    return (predict(model, some.images, device).argmax(1) == some.labels).float().mean().item()
 
 
 def evaluate(

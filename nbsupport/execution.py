@@ -68,9 +68,9 @@ class Settings:
         return {
             "scenario": str(self.run.scenario),
             "profile": f"{profile}, at most {profile.epochs} epochs",
-            "images": images,
+            "data": images,
             "device": str(pick_device(self.device)),
-            "folder": str(self.run.folder),
+            "run": str(self.run.folder),
         } | {name: repr(value) for name, value in knobs.items()}
 
     def __repr__(self):

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from nbsupport.graph import INPUT, Network, Run, Target, target_weights
+from nbsupport.graph import Network, Run, Target, target_weights
+from nbsupport.tracing import INPUT
 
 __all__ = ["BASELINES", "GradCam", "GradientTimesInput", "IntegratedGradients"]
 

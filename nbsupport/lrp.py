@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from nbsupport.attribution import COMPOSITES, FIRST_FEATURES, Attribution, Attributor, Composite
 from nbsupport.gradients import BASELINES, GradCam, GradientTimesInput, IntegratedGradients
-from nbsupport.graph import Network, Target, UnsupportedLayerError, target_weights
+from nbsupport.graph import Network, Target, target_weights
 from nbsupport.rules import AlphaBeta, Epsilon, Flat, Gamma, Rule, Squared, WSquared, ZBox, ZPlus
+from nbsupport.tracing import UnsupportedLayerError
 
 __all__ = [
     "BASELINES",
@@ -95,7 +96,7 @@ def explain(
     Parameters
     ----------
     model : nn.Module
-        Network of layers that :func:`nbsupport.graph.trace` accepts. It is copied, not altered,
+        Network of layers that :func:`nbsupport.tracing.trace` accepts. It is copied, not altered,
         and always explained in evaluation mode.
     images : Tensor, shape (n, c, h, w)
         uint8 (divided by 255) or floats as the model takes them.

@@ -145,21 +145,24 @@ class Normalise(nn.Module):
     Parameters
     ----------
     mean, std : sequence of float
-        One number per channel, for values from 0 to 1.
+        One number per channel, or one for all, for values from 0 to 1.
 
     Raises
     ------
     ValueError
-        If there are not as many deviations as means, or one is not positive.
+        If there are not as many deviations as means, a mean is not between 0 and 1, or a deviation
+        is not above 0 and up to 1.
     """
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]):
         super().__init__()
         mean, std = torch.tensor([*mean]).float(), torch.tensor([*std]).float()
-        if len(mean) != len(std) or not (std > 0).all():
+        within = ((mean >= 0) & (mean <= 1)).all() and ((std > 0) & (std <= 1)).all()
+        if not 0 < len(mean) == len(std) or not within:
             raise ValueError(
-                f"mean {mean.tolist()} and std {std.tolist()}: give one number per channel, and "
-                "positive deviations"
+                f"mean {[*map(float, mean)]} and std {[*map(float, std)]}: give one number per "
+                "channel, for values from 0 to 1 (of 0 to 255: divide by 255), and positive "
+                "deviations"
             )
         self.register_buffer("mean", mean)
         self.register_buffer("std", std)

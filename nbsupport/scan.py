@@ -16,12 +16,12 @@ import torch
 from sklearn.base import clone
 from torch import nn
 
-from nbsupport import evidence, graph, lrp
+from nbsupport import evidence, graph, lrp, tracing
 from nbsupport.artifacts import Run
 from nbsupport.attacks import Manifest
 from nbsupport.baselines import ActivationClustering
 from nbsupport.devices import describe
-from nbsupport.evaluation import load_model, load_poisoned, predict
+from nbsupport.evaluation import load_model, load_poisoned, share_read
 from nbsupport.poison_detector import PoisonDetector
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ClassVerdict",
     "arrays",
+    "chosen_labels",
     "collect",
     "examine",
     "first_check",
@@ -112,7 +113,7 @@ def scan(
     carriers : int
         Images that each piece is pasted into; most of the time goes into them.
     layer : str, optional
-        Layer whose activations are clustered; if left out, `graph.penultimate`.
+        Layer whose activations are clustered; if left out, `tracing.penultimate`.
         Without either, the evidence of single images decides alone.
     seed : int
         Seed of samples and carriers.
@@ -139,7 +140,7 @@ def scan(
     _check_count("per_class", per_class)
     _check_count("carriers", carriers)
     labels = _present(split, labels)
-    layer = layer or graph.penultimate(model)
+    layer = layer or tracing.penultimate(model)
     layers = [layer] if layer else []
     _check_reading(model, split, device, seed)
     verdicts = []
@@ -185,16 +186,13 @@ def _check_count(name: str, images: int | None) -> None:
         raise ValueError(f"{name} is {images}; expected 1 image or more")
 
 
-def _check_reading(model, split, device, seed, most=1000) -> None:
+def _check_reading(model, split, device, seed) -> None:
     """Warn of a network that does not know the images: a scan would say nothing about it."""
-    order = np.random.default_rng(seed).permutation(len(split))[:most]
-    some = split.select(torch.from_numpy(np.sort(order)))
-    read = predict(model, some.images, device).argmax(1) == some.labels
-    share = read.float().mean().item()
+    share = share_read(model, split, device, seed=seed)
     if share < 0.5:
         warnings.warn(
-            f"the network reads {100 * share:.0f} % of {len(some)} images as they are labelled, so "
-            "the scan says little. It is given values from 0 to 1: if it was trained on normalised "
+            f"the network reads {100 * share:.0f} % of the images as they are labelled, so the "
+            "scan says little. It is given values from 0 to 1: if it was trained on normalised "
             "images, put nbsupport.models.Normalise(mean, std) in front of it",
             stacklevel=3,
         )
@@ -213,7 +211,13 @@ def _ranked(verdicts: list[ClassVerdict]) -> list[ClassVerdict]:
 
 
 def two_rounds(
-    model: nn.Module, split: "Split", device: torch.device, *, per_class: int, **options
+    model: nn.Module,
+    split: "Split",
+    device: torch.device,
+    *,
+    per_class: int,
+    named_too: bool = False,
+    **options,
 ) -> list[ClassVerdict]:
     """Scan a sample of each class, then the whole of those that are in doubt.
 
@@ -225,6 +229,8 @@ def two_rounds(
         As in `scan`.
     per_class : int
         Size of a sample.
+    named_too : bool
+        Look at classes that are called poisoned in whole as well, to find all their images.
     **options
         Further options of `scan`.
 
@@ -235,7 +241,13 @@ def two_rounds(
     """
     verdicts = scan(model, split, device, per_class=per_class, **options)
     whole = np.bincount(split.labels)
-    doubtful = {v.label for v in verdicts if v.n_strong and not v.present and v.n < whole[v.label]}
+    doubtful = [
+        v.label
+        for v in verdicts
+        if v.n < whole[v.label] and (named_too if v.present else v.n_strong)
+    ]
+    if not doubtful:
+        return verdicts
     again = scan(model, split, device, **(options | {"labels": sorted(doubtful)}))
     return _ranked(again + [v for v in verdicts if v.label not in doubtful])
 
@@ -277,10 +289,7 @@ def examine(
         If ``classes`` is neither, ``per_class`` is below 1, or a class has no images.
     """
     _check_count("per_class", per_class)
-    words = classes.replace(",", " ").split()
-    if classes != "all" and not (words and all(word.isdecimal() for word in words)):
-        raise ValueError(f"classes is {classes!r}; expected 'all' or labels such as '2 5 7'")
-    labels = None if classes == "all" else sorted({int(word) for word in words})
+    labels = chosen_labels(classes)
     asked = {"classes": " ".join(map(str, labels)) if labels else "all", "per_class": per_class}
     if run.has("scan") and asked.items() <= run.load("scan")["result"].items():
         return
@@ -300,6 +309,22 @@ def examine(
         seconds=sum(spent.values()),
         device=describe(device),
     )
+
+
+def chosen_labels(classes: str) -> list[int] | None:
+    """Read which classes are asked for: labels such as "2 5 7", or None for "all".
+
+    Raises
+    ------
+    ValueError
+        If it is neither.
+    """
+    if classes == "all":
+        return None
+    words = classes.replace(",", " ").split()
+    if not words or not all(word.isdecimal() for word in words):
+        raise ValueError(f"classes is {classes!r}; expected 'all' or labels such as '2 5 7'")
+    return sorted({int(word) for word in words})
 
 
 def arrays(
@@ -422,7 +447,7 @@ def first_check(
     Parameters
     ----------
     model : Module
-        The trained network; `graph.penultimate` names the layer that is read.
+        The trained network; `tracing.penultimate` names the layer that is read.
     split : Split
         Its training images, with the labels it was trained on.
     device : torch.device
@@ -441,7 +466,7 @@ def first_check(
         unequal parts.
     """
     labels, shares = _present(split, labels), {}
-    network, layer = graph.Network(model, device), graph.penultimate(model)
+    network, layer = graph.Network(model, device), tracing.penultimate(model)
     if layer is None:
         raise ValueError(
             f"{type(model).__name__} has no dense layer behind another one: name the layer to "

@@ -23,7 +23,7 @@ class Net(nn.Module):
         x = F.max_pool2d(F.relu(self.one(x)), 2)
         x = F.max_pool2d(F.relu(self.two(x)), 2)
         x = F.max_pool2d(F.relu(self.three(x)), 8)
-        return self.last(torch.flatten(x, 1))
+        return self.last(x.view(x.size(0), -1))
 
 
 def build():

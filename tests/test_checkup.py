@@ -1,6 +1,7 @@
 """A network and images from files: read, held against each other, reported on."""
 
 import json
+import sys
 
 import numpy as np
 import owned
@@ -11,8 +12,8 @@ from torch import nn
 
 from nbsupport import checkup, scan
 from nbsupport.artifacts import checksum
-from nbsupport.graph import UnsupportedLayerError
 from nbsupport.scan import ClassVerdict
+from nbsupport.tracing import UnsupportedLayerError
 
 CPU = torch.device("cpu")
 BUILDER = """\
@@ -127,6 +128,46 @@ def test_images_that_cannot_be_meant_are_refused(own, change, message):
         checkup.load_images(own / "other.npz")
 
 
+def test_an_array_alone_is_refused(own):
+    np.save(own / "images.npy", np.zeros((2, 3, 32, 32), np.uint8))
+    with pytest.raises(ValueError, match=r"images.npy cannot be read \(it holds a single array\)"):
+        checkup.load_images(own / "images.npy")
+
+
+def test_a_builder_may_use_what_modules_may(own):
+    """Dataclasses that look up their module, neighbours imported late, another precision."""
+    (own / "late.py").write_text("UNITS = 4\n")
+    (own / "deep.py").write_text(
+        "from __future__ import annotations\n"
+        "from dataclasses import KW_ONLY, dataclass\nfrom torch import nn\n\n"
+        "@dataclass\nclass Settings:\n    _: KW_ONLY\n    wide: int = 3072\n\n"
+        "def build():\n    from late import UNITS\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(Settings().wide, UNITS)).double()\n"
+    )
+    model = checkup.load_network(f"{own}/deep.py:build", own / "weights.safetensors")
+    assert next(model.parameters()).dtype == torch.float32
+    assert str(own) not in sys.path
+
+
+class Viewed(nn.Module):
+    """Reads its maps by view, as many networks do."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.last = nn.Conv2d(3, 4, 3), nn.Linear(3600, 3)
+
+    def forward(self, x):
+        x = torch.relu(self.conv(x))
+        return self.last(x.view(x.size(0), -1))
+
+
+def test_maps_may_be_read_by_view_and_weights_be_double(own):
+    split = checkup.load_images(own / "images.npz")
+    for model in (Viewed(), Viewed().double()):
+        assert 0 <= checkup.check(model, split, CPU) <= 100
+        assert len(scan.scan(model, split, CPU, carriers=2)) == 3
+
+
 def test_a_file_that_is_no_archive_is_refused(own):
     (own / "images.csv").write_text("1,2,3")
     with pytest.raises(ValueError, match=r"images.csv cannot be read"):
@@ -160,8 +201,8 @@ def test_a_network_is_tried_on_the_images_first(own):
 @pytest.mark.parametrize(
     ("model", "kind", "message"),
     [
-        (nn.Sequential(nn.Flatten(), nn.Linear(3072, 2)), ValueError, r"returns \(12, 2\) .*to 2"),
-        (nn.Sequential(nn.Conv2d(3, 9, 3)), ValueError, r"returns \(12, 9, 30, 30\)"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(3072, 2)), ValueError, r"returns \(2, 2\) .*to 2"),
+        (nn.Sequential(nn.Conv2d(3, 9, 3)), ValueError, r"returns \(2, 9, 30, 30\)"),
         (
             nn.Sequential(nn.Flatten(), nn.Linear(9, 3)),
             ValueError,
@@ -197,10 +238,12 @@ def test_the_report_names_images_and_files(own):
     ]
     path = own / "deep" / "report.json"
     files = {"weights": own / "weights.safetensors"}
-    report = checkup.write_report(path, verdicts, files=files, seconds=1.5)
+    split = checkup.load_images(own / "images.npz")
+    report = checkup.write_report(path, verdicts, split, files=files, seconds=1.5)
     assert json.loads(path.read_text()) == report
     assert (report["named"], report["accused"], report["seconds"]) == ([2], [4, 9], 1.5)
     first, second = report["classes"]
+    assert (first["images"], first["images_looked_at"]) == (4, 40)
     assert first["by"] == ["evidence", "activations"]
     assert second["silhouette"] is None
     assert report["files"]["weights"]["sha256"] == checksum(files["weights"])

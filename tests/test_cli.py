@@ -232,6 +232,10 @@ def test_summary_goes_on_after_runs_that_are_not_ready(tmp_path, capsys):
     assert main(["summary", "--runs", str(tmp_path), "--scenarios", untrained, half, done]) == 0
     said = capsys.readouterr().out
     assert f"{untrained} (profile demo): no network to speak of yet" in said
+    path = Run(tmp_path, PROFILES["demo"], Scenario.parse(half)).path("training")
+    path.write_text(path.read_text()[:100])
+    assert main(["summary", "--runs", str(tmp_path), "--scenarios", half, done]) == 0
+    assert f"{half} (profile demo): {path}" in capsys.readouterr().out
     assert said.count("detection: missing") == 1
     rates = json.loads(said.rpartition("summary: ")[2])
     assert set(rates) == {half, done}

@@ -187,9 +187,11 @@ def test_unknown_model_is_named():
 
 def test_normalise_works_channel_by_channel():
     images = torch.rand(2, 3, 4, 4)
-    layer = Normalise((0.1, 0.2, 0.3), (0.5, 1, 2))
-    wanted = [(images[:, c] - m) / s for c, (m, s) in enumerate(((0.1, 0.5), (0.2, 1), (0.3, 2)))]
+    layer = Normalise((0.1, 0.2, 0.3), (0.5, 1, 0.2))
+    wanted = [(images[:, c] - m) / s for c, (m, s) in enumerate(((0.1, 0.5), (0.2, 1), (0.3, 0.2)))]
     torch.testing.assert_close(layer(images), torch.stack(wanted, 1))
-    for mean, std in (((0, 0), (1, 1, 1)), ((0, 0, 0), (1, 0, 1))):
-        with pytest.raises(ValueError, match=r"one number per channel, and positive deviations"):
+    for mean, std in (
+        ((0, 0), (1, 1, 1)), ((0, 0, 0), (1, 0, 1)), ((), ()), ((125.3,), (63.0,)), ((0.5,), (2,)),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=r"one number per channel, .*divide by 255"):
             Normalise(mean, std)

@@ -7,7 +7,7 @@ from runs import finish, manifest
 from test_evidence import CPU, YELLOW, Rigged, sign
 from torch import nn
 
-from nbsupport import evidence, graph, lrp, scan
+from nbsupport import evidence, lrp, scan, tracing
 from nbsupport.artifacts import Run
 from nbsupport.data import Split
 from nbsupport.models import build
@@ -52,9 +52,9 @@ def heatmaps(monkeypatch):
 
     monkeypatch.setattr(lrp, "explain", explain)
     # These networks know the answer without a layer that could be traced.
-    traced = graph.penultimate
+    traced = tracing.penultimate
     monkeypatch.setattr(
-        graph, "penultimate",
+        tracing, "penultimate",
         lambda m: getattr(m, "penultimate", None) if isinstance(m, Rigged) else traced(m),
     )  # fmt: skip
 
@@ -313,10 +313,28 @@ def test_a_network_without_a_dense_layer_is_told_what_to_do(poisoned):
     assert set(scan.first_check(model, poisoned, CPU)) == set(range(6))
 
 
+def test_classes_that_are_named_are_looked_at_in_whole_when_asked(poisoned):
+    options = {"per_class": 60, "seed": 0, "carriers": 8}
+    (sample, *_) = scan.two_rounds(Wavering(), poisoned, CPU, **options)
+    (whole, *others) = scan.two_rounds(Wavering(), poisoned, CPU, named_too=True, **options)
+    assert (sample.label, sample.n, sample.present) == (5, 60, True)
+    assert (whole.label, whole.n, whole.present) == (5, 72, True)
+    assert set(sample.accused) <= set(whole.accused)
+    assert all(verdict.n == 60 for verdict in others)
+
+
+@pytest.mark.parametrize("classes", ["", " , ", "five", "5 -2", "1.5"])
+def test_labels_that_cannot_be_read_are_named(classes):
+    with pytest.raises(ValueError, match="expected 'all' or labels"):
+        scan.chosen_labels(classes)
+    assert scan.chosen_labels("5, 2 5") == [2, 5]
+    assert scan.chosen_labels("all") is None
+
+
 def test_a_network_that_does_not_know_the_images_is_named(poisoned, recwarn):
     scan.scan(Wavering(), poisoned, CPU, labels=[5], carriers=4)
     assert not [w for w in recwarn if "normalised" in str(w.message)]
     turned = torch.where(poisoned.labels < 4, (poisoned.labels + 1) % 4, poisoned.labels)
     strange = Split(poisoned.images, turned, poisoned.ids, poisoned.tracks)
-    with pytest.warns(UserWarning, match=r"reads 35 % of 372 images.*models\.Normalise"):
+    with pytest.warns(UserWarning, match=r"reads 35 % of the images.*models\.Normalise"):
         scan.scan(Wavering(), strange, CPU, labels=[5], carriers=4)

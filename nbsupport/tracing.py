@@ -1,0 +1,343 @@
+"""A network read layer by layer: what it computes, in order, or the place that cannot be explained.
+
+Hooks see only modules, and would miss a functional ReLU in silence. The trace sees everything: it
+takes what is written as a function for the layer that does the same, and refuses by name what has
+no exact propagation.
+"""
+
+import copy
+import operator
+from dataclasses import dataclass
+
+import torch
+from torch import fx, nn
+from torch.nn import functional as F
+
+from nbsupport.models import Add, Concat, Normalise
+
+__all__ = ["INPUT", "Layer", "UnsupportedLayerError", "copied", "named_by", "penultimate", "trace"]
+
+INPUT = "<images>"
+"""The name under which layers read the images."""
+
+SUPPORTED = (
+    nn.Conv2d,
+    nn.Linear,
+    nn.BatchNorm2d,
+    nn.MaxPool2d,
+    nn.AvgPool2d,
+    nn.AdaptiveAvgPool2d,
+    nn.ReLU,
+    nn.Dropout,
+    nn.Dropout2d,
+    nn.Identity,
+    nn.Flatten,
+    Concat,
+    Add,
+    Normalise,
+)
+
+
+class UnsupportedLayerError(ValueError):
+    """A layer or operation through which relevance cannot be propagated exactly."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer of a network: its name, its module and the names of the layers it reads."""
+
+    name: str
+    module: nn.Module
+    inputs: tuple[str, ...]
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """Copy a model for evaluation, without gradients.
+
+    Raises
+    ------
+    UnsupportedLayerError
+        If it holds a tensor with a history, as pruned layers do.
+    """
+    try:
+        return copy.deepcopy(model).eval().requires_grad_(False)
+    except RuntimeError as error:
+        raise UnsupportedLayerError(
+            f"{type(model).__name__} cannot be copied ({error}): make pruning final "
+            "(torch.nn.utils.prune.remove), and keep no results of forward in attributes"
+        ) from None
+
+
+def trace(model: nn.Module) -> tuple[Layer, ...]:
+    """List the layers of a model in the order of computation, refusing what cannot be exact.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Maps one batch of images to logits, by layers of the supported types or by functions that
+        do the same: ReLU, pooling, dropout, flattening, sums and concatenation. Give a copy: its
+        forward runs, on no real images.
+
+    Returns
+    -------
+    tuple of Layer
+        The last one gives the logits. A function is named by its module and what it does
+        (``layer1.0.add``), the second use of a module by a number (``layer1.0.relu:2``).
+
+    Raises
+    ------
+    UnsupportedLayerError
+        For another function, a layer of another type or with settings that have no rule, a result
+        that is overwritten before all have read it, or a forward that branches on values; it names
+        the place.
+    """
+    kind = type(model).__name__
+    try:
+        nodes = list(_Tracer().trace(model).nodes)
+    # Whatever a forward does with something that is no tensor.
+    except (fx.proxy.TraceError, RuntimeError, TypeError, AttributeError) as error:
+        raise UnsupportedLayerError(
+            f"{kind} cannot be read layer by layer ({error}): write its forward without branches "
+            "on tensors and without Python numbers made of their shapes"
+        ) from error
+    layers, names = {}, {}
+    for node in nodes:
+        if node.op == "placeholder" and not names:
+            names[node] = INPUT
+        elif node.op == "output":
+            if not layers or names.get(node.args[0]) != list(layers)[-1]:
+                raise UnsupportedLayerError(
+                    f"{kind} must return the output of its last layer, the logits"
+                )
+        elif not _tells_shape(node) and (node.op != "placeholder" or node.users):
+            for layer in _read(node, model, names, layers, nodes):
+                layers[layer.name], names[node] = layer, layer.name
+    read = {name for layer in layers.values() for name in layer.inputs}
+    for name in list(layers)[:-1]:
+        if name not in read:
+            raise UnsupportedLayerError(f"layer {name!r} is computed but never reaches the logits")
+    return tuple(layers.values())
+
+
+def named_by(model: nn.Module, attribute: str) -> str | None:
+    """Return the layer that a model, or the only part of it that does so, names by an attribute."""
+    named = [
+        f"{place}.{name}".lstrip(".")
+        for place, part in model.named_modules()
+        if isinstance(name := getattr(part, attribute, None), str)
+    ]
+    return named[0] if len(named) == 1 else None
+
+
+def penultimate(model: nn.Module) -> str | None:
+    """Name the layer whose activations stand for an image in Activation Clustering.
+
+    Parameters
+    ----------
+    model : nn.Module
+        See :func:`trace`.
+
+    Returns
+    -------
+    str or None
+        What the model's attribute ``penultimate`` names; otherwise the layer that the last dense
+        layer reads. None without a dense layer behind another layer.
+    """
+    if named := named_by(model, "penultimate"):
+        return named
+    dense = [layer for layer in trace(copied(model)) if isinstance(layer.module, nn.Linear)]
+    return dense[-1].inputs[0] if dense and dense[-1].inputs[0] != INPUT else None
+
+
+class _Proxy(fx.Proxy):
+    # Without this a traced += would look like a + that makes a new tensor.
+    def __iadd__(self, other):
+        return self.tracer.create_proxy("call_function", operator.iadd, (self, other), {})
+
+
+class _Tracer(fx.Tracer):
+    def is_leaf_module(self, module, name):
+        known = isinstance(module, SUPPORTED) or _is_torchvision_normalize(module)
+        return known or super().is_leaf_module(module, name)
+
+    def proxy(self, node):
+        return _Proxy(node, self)
+
+
+def _is_torchvision_normalize(module) -> bool:
+    kind = type(module)
+    return kind.__name__ == "Normalize" and kind.__module__.startswith("torchvision.transforms")
+
+
+def _names(types):
+    return ", ".join(kind.__name__ for kind in types)
+
+
+def _read(node, model, names, layers, nodes) -> list[Layer]:
+    """Make layers of a call, checked; their names are used by no other."""
+    place = ["", *node.meta.get("nn_module_stack", {})][-1]
+    inside = f"in {place or type(model).__name__!r}"
+    if node.op in ("placeholder", "get_attr"):
+        raise UnsupportedLayerError(
+            f"{node.name!r} {inside} is a tensor beside the images; only layers may compute with it"
+        )
+    if node.op == "call_module":
+        called, modules, sources = node.target, model.get_submodule(node.target), node.args
+        if node.kwargs:
+            raise UnsupportedLayerError(f"layer {called!r} must be called without keywords")
+        if _is_torchvision_normalize(modules):
+            modules = Normalise(modules.mean, modules.std)
+    else:
+        called = f"{place}.{node.name}".lstrip(".")
+        try:
+            modules, *sources = _FUNCTIONS[node.target](*node.args, **node.kwargs)
+        except (KeyError, TypeError, ValueError):
+            raise UnsupportedLayerError(
+                f"{node.name!r} {inside} ({node.format_node()}) is a function without a rule: "
+                f"write it with layers ({_names(SUPPORTED)})"
+            ) from None
+    found = []
+    for module in modules if isinstance(modules, tuple) else (modules,):
+        taken = {*layers, *(layer.name for layer in found)}
+        name, use = called, 2
+        while name in taken:
+            name, use = f"{called}:{use}", use + 1
+        problem = None if found else _unreadable(sources, names)
+        if problem := problem or _problem(module):
+            raise UnsupportedLayerError(f"layer {name!r} {problem}")
+        inputs = (found[-1].name,) if found else tuple(names[source] for source in sources)
+        found.append(Layer(name, module, inputs))
+    if getattr(modules, "inplace", False) or node.target in _OVERWRITING:
+        later = nodes[nodes.index(node) + 1 :]
+        if reader := next((user for user in sources[0].users if user in later), None):
+            raise UnsupportedLayerError(
+                f"layer {found[0].name!r} overwrites what {reader.name!r} reads after it: set "
+                "inplace=False, or write y = y + x, and train again if that is not what was meant"
+            )
+    return found
+
+
+def _unreadable(sources, names) -> str | None:
+    if any(not isinstance(source, fx.Node) or source not in names for source in sources):
+        return "must be called with outputs of other layers only"
+    return None
+
+
+def _problem(module) -> str | None:
+    """Say what keeps relevance from passing a layer exactly, if anything does."""
+    # Exact types: a subclass may compute something else.
+    if isinstance(module, nn.Softmax | nn.LogSoftmax):
+        return "makes probabilities: leave it out, for the logits before it are explained"
+    if type(module) not in SUPPORTED:
+        return f"is of type {type(module).__name__}; supported: {_names(SUPPORTED)}"
+    if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
+        return "has a hook or a forward of its own, which may change what it computes: remove it"
+    if isinstance(module, nn.Conv2d) and (
+        module.padding_mode != "zeros" or isinstance(module.padding, str)
+    ):
+        return "must pad with zeros, by a number of pixels"
+    if isinstance(module, nn.BatchNorm2d) and module.running_mean is None:
+        return "keeps no running statistics: relevance would depend on the batch"
+    if isinstance(module, nn.MaxPool2d) and module.return_indices:
+        return "must return the largest values alone, not where they are"
+    if isinstance(module, nn.AvgPool2d) and (
+        module.ceil_mode or module.divisor_override or not module.count_include_pad
+    ):
+        return "must divide the sum of each window by the number of its pixels, padding included"
+    if isinstance(module, nn.Flatten) and (module.start_dim, module.end_dim) != (1, -1):
+        return "must keep the images apart and flatten all the rest (start_dim=1)"
+    return None
+
+
+# What a function is called with, and the layer (or layers, one behind the other) that does the same
+# on its sources. A call that does not fit here is refused.
+def _relu(x, inplace=False):
+    return nn.ReLU(inplace), x
+
+
+def _sum(x, y):
+    return Add(), x, y
+
+
+def _concatenation(xs, dim=0):
+    return (Concat(), *xs) if dim == 1 else ()
+
+
+def _flat(x, start_dim=0, end_dim=-1):
+    return nn.Flatten(start_dim, end_dim), x
+
+
+def _rows(x, n, rest):
+    """Reshape to one row an image: ``x.view(x.size(0), -1)`` or ``x.view(-1, 400)``."""
+    # That 400 is all an image has is seen when the network is tried on images.
+    one_each = rest == -1 if _tells_batch_size(n) else n == -1 and isinstance(rest, int)
+    return (nn.Flatten(), x) if one_each else ()
+
+
+def _mean(x, dim=None, keepdim=False):
+    places = sorted(axis % 4 for axis in dim) if isinstance(dim, list | tuple) else None
+    if places != [2, 3]:
+        return ()
+    pool = nn.AdaptiveAvgPool2d(1)
+    return (pool if keepdim else (pool, nn.Flatten())), x
+
+
+def _dropout(x, p=0.5, training=True, inplace=False):
+    # Without training=self.training it is always on; that is seen when the network is tried.
+    return nn.Dropout(p).eval(), x
+
+
+def _nothing(x):
+    return nn.Identity(), x
+
+
+def _max_pool(
+    x, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=False
+):  # fmt: skip
+    return nn.MaxPool2d(kernel_size, stride, padding, dilation, return_indices, ceil_mode), x
+
+
+def _avg_pool(
+    x, kernel_size, stride=None, padding=0, ceil_mode=False, count_include_pad=True,
+    divisor_override=None,
+):  # fmt: skip
+    settings = kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override
+    return nn.AvgPool2d(*settings), x
+
+
+def _global_pool(x, output_size):
+    return nn.AdaptiveAvgPool2d(output_size), x
+
+
+# Functions by themselves, methods of a tensor by name.
+_FUNCTIONS = {
+    **dict.fromkeys((F.relu, torch.relu, torch.relu_, F.relu_, "relu", "relu_"), _relu),
+    **dict.fromkeys((operator.add, operator.iadd, torch.add, "add", "add_"), _sum),
+    **dict.fromkeys((torch.cat, torch.concat, torch.concatenate), _concatenation),
+    **dict.fromkeys((torch.flatten, "flatten"), _flat),
+    **dict.fromkeys(("view", "reshape", torch.reshape), _rows),
+    **dict.fromkeys((torch.mean, "mean"), _mean),
+    **dict.fromkeys((F.dropout, F.dropout2d), _dropout),
+    "contiguous": _nothing,
+    F.max_pool2d: _max_pool,
+    F.avg_pool2d: _avg_pool,
+    F.adaptive_avg_pool2d: _global_pool,
+}
+_OVERWRITING = (operator.iadd, torch.relu_, F.relu_, "relu_", "add_")
+
+
+def _tells_shape(node) -> bool:
+    """Whether a node is a shape, or the number of images in it; neither is a layer."""
+    if (node.op, node.target) == ("call_method", "size"):
+        return node.args[1:] in ((), (0,)) and not node.kwargs
+    return (node.target is getattr and node.args[1] == "shape") or _tells_batch_size(node)
+
+
+def _tells_batch_size(node) -> bool:
+    """Whether a node is ``x.size(0)``, ``x.size()[0]`` or ``x.shape[0]``."""
+    if not isinstance(node, fx.Node):
+        return False
+    if (node.op, node.target) == ("call_method", "size"):
+        return node.args[1:] == (0,)
+    taken = node.target is operator.getitem and node.args[1] == 0
+    return taken and isinstance(node.args[0], fx.Node) and _tells_shape(node.args[0])

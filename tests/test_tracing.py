@@ -1,0 +1,334 @@
+import operator
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.utils import prune
+
+from nbsupport import lrp
+from nbsupport.graph import Network
+from nbsupport.models import Add, Concat, Normalise, build
+from nbsupport.tracing import INPUT, UnsupportedLayerError, named_by, penultimate, trace
+
+
+@pytest.fixture(scope="module")
+def images():
+    return torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def model():
+    return build(seed=0).eval()
+
+
+@pytest.fixture(scope="module")
+def resnet():
+    return build("resnet", seed=0).eval()
+
+
+def test_trace_lists_every_layer_once_in_order(model):
+    layers = trace(model)
+    leaves = [name for name, module in model.named_modules() if not [*module.children()]]
+    assert [layer.name for layer in layers] == leaves
+    inputs = {layer.name: layer.inputs for layer in layers}
+    assert inputs["inception.b4.0"] == (INPUT,)
+    assert inputs["inception.concat"] == (
+        "inception.b1.relu",
+        "inception.b2.1.relu",
+        "inception.b3.2.relu",
+        "inception.b4.1.relu",
+    )
+
+
+def test_trace_of_a_residual_network(resnet):
+    inputs = {layer.name: layer.inputs for layer in trace(resnet)}
+    leaves = {name for name, module in resnet.named_modules() if not [*module.children()]}
+    assert set(inputs) == leaves
+    assert inputs["stage1.1.shortcut"] == inputs["stage1.1.one.conv"] == ("stage1.0.relu2",)
+    assert inputs["stage1.1.add"] == ("stage1.1.two.norm", "stage1.1.shortcut")
+    assert inputs["stage2.0.add"] == ("stage2.0.two.norm", "stage2.0.shortcut.norm")
+
+
+class Block(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.conv, self.act, self.function = nn.Conv2d(3, 3, 1), nn.ReLU(), function
+        self.over = nn.ReLU(inplace=True)
+
+    def forward(self, x):
+        return self.function(self, x)
+
+
+class Standardised(nn.Conv2d):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+def branch(block, x):
+    return block.conv(x) if x.sum() > 0 else x
+
+
+def unused(block, x):
+    block.conv(x)
+    return block.act(x)
+
+
+def early(block, x):
+    y = block.conv(x)
+    block.act(y)
+    return y
+
+
+class Scaled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("scale", torch.ones(1))
+
+    def forward(self, x):
+        return x + self.scale
+
+
+class Second(nn.Module):
+    def forward(self, x, other=None):
+        return operator.add(x, other)
+
+
+def hooked(module):
+    module.register_forward_hook(lambda module, x, y: -y)
+    return module
+
+
+def hooked_before(module):
+    module.register_forward_pre_hook(lambda module, x: None)
+    return module
+
+
+def replaced(module):
+    module.forward = torch.sigmoid
+    return module
+
+
+def add_in_place(block, x):
+    y = z = block.conv(x)
+    y += x
+    return block.act(z + x)
+
+
+REFUSED = {
+    "product": (Block(lambda b, x: b.conv(x) * x), r"'mul' in '0'.*\bAdd\b"),
+    "sum with a number": (Block(lambda b, x: b.conv(x) + 1.0), r"'0.add' must be called with out"),
+    "scaled sum": (Block(lambda b, x: torch.add(b.conv(x), x, alpha=2)), r"'add' in '0'"),
+    "method": (Block(lambda b, x: b.conv(x).sigmoid()), r"'sigmoid' in '0'"),
+    "maps side by side": (Block(lambda b, x: torch.cat([b.conv(x), x], 2)), r"'cat' in '0'"),
+    "images as one": (
+        Block(lambda b, x: torch.flatten(b.conv(x))),
+        r"'0.flatten' must keep the im",
+    ),
+    "three axes": (Block(lambda b, x: b.conv(x).view(x.size(0), 3, -1)), r"'view' in '0'"),
+    "rows of a number": (Block(lambda b, x: b.conv(x).view(x.size(1), -1)), r"'size' in '0'"),
+    "mean of one axis": (Block(lambda b, x: b.conv(x).mean(2)), r"'mean' in '0'"),
+    "mean of all": (Block(lambda b, x: b.conv(x).mean()), r"'mean' in '0'"),
+    "probabilities": (nn.Softmax(1), r"'0' makes probabilities: leave it out"),
+    "number of images": (Block(lambda b, x: b.conv(x).view(int(x.size(0)), -1)), "Python numbers"),
+    "length": (Block(lambda b, x: b.conv(x).view(len(x), -1)), "cannot be read layer by layer"),
+    "unpacked shape": (Block(lambda b, x: b.conv(x).view(*[*x.shape][:1], -1)), "cannot be read"),
+    "tensor of its own": (Scaled(), r"'scale' in 'Scaled' is a tensor beside the images"),
+    "second argument": (Second(), r"'other' in 'Second' is a tensor beside the images"),
+    "hook": (hooked(nn.ReLU()), r"'0' has a hook or a forward of its own"),
+    "hook before": (hooked_before(nn.ReLU()), r"'0' has a hook"),
+    "replaced forward": (replaced(nn.ReLU()), r"'0' has a hook or a forward of its own"),
+    "overwritten by +=": (Block(add_in_place), r"'0.iadd' overwrites what 'add' reads after it"),
+    "where the winners are": (
+        Block(lambda b, x: F.max_pool2d(b.conv(x), 2, return_indices=True)),
+        r"'max_pool2d_with_indices' in '0'",
+    ),
+    "layer that tells them": (nn.MaxPool2d(2, return_indices=True), r"'0' must return the largest"),
+    "functional pool with a divisor": (
+        Block(lambda b, x: F.avg_pool2d(x, 3, divisor_override=2)),
+        r"'0.avg_pool2d' must divide",
+    ),
+    "keyword": (Block(lambda b, x: b.conv(input=x)), r"'0.conv' must be called without keywords"),
+    "overwritten by a layer": (
+        Block(lambda b, x: b.over(y := b.conv(x)) + y),
+        r"'0.over' overwrites what 'add' reads after it: set inplace=False",
+    ),
+    "overwritten by a function": (
+        Block(lambda b, x: F.relu(y := b.conv(x), inplace=True) + y),
+        r"'0.relu' overwrites what 'add' reads",
+    ),
+    "overwritten by a method": (
+        Block(lambda b, x: (y := b.conv(x)).relu_() + y),
+        r"'0.relu_' overwrites what 'add' reads",
+    ),
+    "branch on values": (Block(branch), "branches on tensors"),
+    "dead end": (Block(unused), r"'0.conv' is computed but never"),
+    "early exit": (Block(early), r"'0.act' is computed but never"),
+    "unknown type": (nn.GELU(), r"'0' is of type GELU"),
+    "subclass": (Standardised(3, 3, 1), r"'0' is of type Standardised"),
+    "parametrised": (
+        nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 3, 1)),
+        r"'0' is of type ParametrizedConv2d",
+    ),
+    "padding by name": (nn.Conv2d(3, 3, 3, padding="same"), r"'0' must pad with zeros"),
+    "reflected padding": (
+        nn.Conv2d(3, 3, 3, padding=1, padding_mode="reflect"),
+        r"'0' must pad with zeros",
+    ),
+    "pooling that leaves the padding out": (
+        nn.AvgPool2d(3, padding=1, count_include_pad=False),
+        r"'0' must divide the sum of each window",
+    ),
+    "pooling by windows cut short": (nn.AvgPool2d(3, ceil_mode=True), r"'0' must divide"),
+    "pooling with a divisor of its own": (nn.AvgPool2d(3, divisor_override=2), r"'0' must divide"),
+    "statistics of the batch": (
+        nn.BatchNorm2d(3, track_running_stats=False),
+        r"'0' keeps no running statistics",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_exact_is_refused_by_name(case):
+    module, message = REFUSED[case]
+    model = module if isinstance(module, Scaled | Second) else nn.Sequential(module, nn.Identity())
+    with pytest.raises(UnsupportedLayerError, match=message):
+        trace(model)
+
+
+def test_logits_must_be_one_tensor():
+    with pytest.raises(UnsupportedLayerError, match="output of its last layer"):
+        trace(Block(lambda b, x: (b.act(b.conv(x)), x)))
+
+
+def test_a_module_that_is_used_again_gets_a_number(images):
+    block = Block(lambda b, x: b.act(b.conv(b.act(b.conv(x)))))
+    assert [layer.name for layer in trace(block)] == ["conv", "act", "conv:2", "act:2"]
+    shared = nn.ReLU()
+    model = nn.Sequential(shared, nn.Conv2d(3, 3, 1), shared)
+    assert [layer.name for layer in trace(model)] == ["0", "1", "0:2"]
+    for twice in (block, model):
+        with torch.no_grad():
+            assert torch.allclose(Network(twice).forward(images).logits, twice(images), atol=1e-6)
+
+
+def written_out(block, x):
+    """Use functions for all that the layers of `LAYERS` do, as most networks are written."""
+    y = F.relu(block.conv(x), inplace=True)
+    y += x
+    y = torch.cat([F.max_pool2d(y, 3, 2, padding=1), F.avg_pool2d(y, 2)], dim=1)
+    y = F.adaptive_avg_pool2d(torch.relu(y), (3, 2)).relu()
+    y = F.dropout(y.view(y.size(0), -1), training=block.training)
+    return y.reshape(y.shape[0], -1).flatten(1)
+
+
+class Layers(Block):
+    def __init__(self):
+        super().__init__(written_out)
+        self.add, self.concat, self.flatten = Add(), Concat(), nn.Flatten()
+        self.most, self.mean = nn.MaxPool2d(3, 2, padding=1), nn.AvgPool2d(2)
+        self.small, self.relu2, self.relu3 = nn.AdaptiveAvgPool2d((3, 2)), nn.ReLU(), nn.ReLU()
+
+    def forward(self, x):
+        y = self.add(self.act(self.conv(x)), x)
+        y = self.concat(self.most(y), self.mean(y))
+        return self.flatten(self.relu3(self.small(self.relu2(y))))
+
+
+@pytest.mark.parametrize("composite", ["gamma", "squared", "paper"])
+def test_functions_explain_as_the_layers_they_stand_for(images, composite):
+    layers, head = Layers().eval(), nn.Linear(36, 5)
+    functions = Block(written_out).eval()
+    functions.load_state_dict(layers.state_dict())
+    names = [layer.name for layer in trace(nn.Sequential(functions, head))]
+    assert names == [
+        "0.conv", "0.relu", "0.iadd", "0.max_pool2d", "0.avg_pool2d", "0.cat", "0.relu_1",
+        "0.adaptive_avg_pool2d", "0.relu_2", "0.view", "0.dropout", "0.reshape", "0.flatten", "1",
+    ]  # fmt: skip
+    models = [nn.Sequential(each, head).double() for each in (layers, functions)]
+    expected, found = (
+        lrp.explain(model, images.double(), target=2, composite=composite) for model in models
+    )
+    assert torch.allclose(found.logits, expected.logits)
+    assert torch.allclose(found.heatmaps, expected.heatmaps)
+    assert abs(expected.heatmaps).max() > 0
+
+
+class Deep(nn.Module):
+    """Functions two modules deep, in the forms that many networks have."""
+
+    def __init__(self):
+        super().__init__()
+        self.stage = nn.Sequential(Block(lambda b, x: F.relu(b.conv(x) + x)))
+        self.drop, self.last = nn.Dropout2d(), nn.Linear(3, 2)
+
+    def forward(self, x, unused=None):
+        x = self.drop(self.stage(x)).contiguous()
+        x += F.dropout2d(x, training=self.training)
+        return self.last(x.mean([2, 3]).view(-1, 3))
+
+
+def test_functions_are_named_by_the_module_that_calls_them(images):
+    model = Deep().eval()
+    assert [layer.name for layer in trace(model)] == [
+        "stage.0.conv", "stage.0.add", "stage.0.relu", "drop", "contiguous", "dropout2d", "iadd",
+        "mean", "mean:2", "view", "last",
+    ]  # fmt: skip
+    with torch.no_grad():
+        assert torch.allclose(Network(model).forward(images).logits, model(images), atol=1e-6)
+    model.stage[0].function = lambda b, x: torch.sigmoid(b.conv(x))
+    with pytest.raises(UnsupportedLayerError, match=r"'sigmoid' in 'stage\.0'"):
+        trace(model)
+
+
+def test_normalisation_by_torchvision_is_that_of_the_package(images):
+    layers = nn.Flatten(), nn.Linear(3072, 5)
+    mean, std = (0.4, 0.5, 0.6), (0.1, 0.2, 0.3)
+    theirs = nn.Sequential(torchvision.transforms.Normalize(mean, std), *layers)
+    ours = nn.Sequential(Normalise(mean, std), *layers)
+    expected, found = (lrp.explain(m, images, target=1, composite="gamma") for m in (ours, theirs))
+    assert torch.allclose(found.heatmaps, expected.heatmaps)
+    assert torch.allclose(found.logits, expected.logits)
+
+
+def test_a_model_that_cannot_be_copied_says_why():
+    layer = nn.Linear(3072, 5)
+    prune.random_unstructured(layer, "weight", 0.5)
+    with pytest.raises(UnsupportedLayerError, match=r"cannot be copied .*prune\.remove"):
+        Network(nn.Sequential(nn.Flatten(), layer))
+    prune.remove(layer, "weight")
+    Network(nn.Sequential(nn.Flatten(), layer))
+
+
+@pytest.mark.parametrize("name", ["resnet18", "googlenet", "vgg11_bn", "squeezenet1_1"])
+def test_networks_of_torchvision_are_understood(name, images):
+    options = {"init_weights": False} if name == "googlenet" else {}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = getattr(torchvision.models, name)(num_classes=7, **options).double().eval()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    found = lrp.explain(model, images[:2].double(), target=3, composite="gamma")
+    with torch.no_grad():
+        expected = model(images[:2].double())
+    assert torch.allclose(found.logits.double(), expected, rtol=1e-5)
+    assert found.heatmaps.shape == (2, 32, 32)
+    assert found.heatmaps.isfinite().all()
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_the_penultimate_layer_is_named_by_the_model_or_read_off(model, resnet):
+    assert penultimate(model) == "relu2"
+    # What the last dense layer reads, behind a layer that only normalises as well.
+    plain = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(3600, 5))
+    assert penultimate(plain) == "2"
+    front = Normalise((0.5,) * 3, (0.2,) * 3)
+    assert penultimate(nn.Sequential(front, plain)) == "1.2"
+    assert penultimate(nn.Sequential(front, model)) == "1.relu2"
+    assert penultimate(nn.Sequential(nn.Sequential(front), nn.Sequential(resnet))) == "1.0.flatten"
+    assert penultimate(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten())) is None
+    assert named_by(nn.Sequential(front, model), "first_features") == "1.inception.concat"
+    # Whoever is asked is not changed, nor left in another mode.
+    plain.train()
+    penultimate(plain)
+    assert plain.training

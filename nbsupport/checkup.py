@@ -238,6 +238,7 @@ def write_report(
         (one entry each), ``files``, ``code`` and what was added.
     """
     sizes = np.bincount(split.labels)
+    read = {name: Path(each).expanduser().resolve() for name, each in files.items()}
     report = {
         "named": [v.label for v in verdicts if v.present],
         "accused": sorted(int(i) for v in verdicts for i in v.accused),
@@ -254,7 +255,10 @@ def write_report(
             }
             for v in verdicts
         ],
-        "files": {name: {"path": os.fspath(f), "sha256": checksum(f)} for name, f in files.items()},
+        "files": {
+            name: {"path": os.fspath(found), "sha256": checksum(found)}
+            for name, found in read.items()
+        },
         "code": code_version(),
         **more,
     }

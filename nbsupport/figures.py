@@ -28,12 +28,15 @@ from nbsupport import ROOT
 from nbsupport.artifacts import atomic, checksum, code_version
 
 __all__ = [
-    "CLEAN", "LOOKS", "METHOD_STYLE", "PALETTE", "POISONED", "RATES", "WIDTH", "Style",
-    "as_array", "captioned", "headline", "method_style", "save", "show", "use_theme",
+    "CLEAN", "LOOKS", "METHOD_STYLE", "PALETTE", "POISONED", "RATES", "SAVED_DPI", "WIDTH", "Style",
+    "as_array", "captioned", "headline", "method_style", "save", "show", "show_file", "use_theme",
 ]  # fmt: skip
 
 WIDTH = 8.5
 """Width of a notebook's column in inches."""
+
+SAVED_DPI = 200
+"""Pixels an inch of the pictures that `save` writes."""
 
 PALETTE = sns.color_palette("colorblind").as_hex()
 """Colours that are told apart by all readers."""
@@ -105,7 +108,7 @@ def use_theme() -> None:
         rc={
             "figure.constrained_layout.use": True,
             "figure.figsize": (WIDTH, 4.0),
-            "savefig.dpi": 200,
+            "savefig.dpi": SAVED_DPI,
             "pdf.fonttype": 42,
             "svg.hashsalt": "nbsupport",
             # Ships with matplotlib, so that a figure has the same size on every machine.
@@ -194,20 +197,42 @@ def show(fig: Figure, alt: str) -> None:
     ValueError
         If ``alt`` is empty.
     """
+    # Rendered here and not by the kernel's formatter, which not every back end installs.
+    buffer = io.BytesIO()
+    if get_ipython() is not None:
+        fig.savefig(buffer, format="png", dpi=150, bbox_inches="tight", metadata={"Software": None})
+    _display(buffer.getvalue(), alt, dpi=150)
+    plt.close(fig)
+
+
+def show_file(path: str | Path, alt: str) -> None:
+    """Display a PNG that `save` wrote, with its alternative text as caption.
+
+    Parameters
+    ----------
+    path : str or Path
+        The picture; relative to the repository.
+    alt : str
+        As in `show`.
+
+    Raises
+    ------
+    ValueError
+        If ``alt`` is empty.
+    """
+    _display((ROOT / path).read_bytes(), alt, dpi=SAVED_DPI)
+
+
+def _display(png: bytes, alt: str, dpi: float) -> None:
     alt = " ".join(alt.split())
     if not alt:
         raise ValueError("alt is empty; say in a sentence what the figure shows")
     if get_ipython() is not None:
-        # Rendered here and not by the kernel's formatter, which not every back end installs.
-        buffer = io.BytesIO()
-        fig.savefig(buffer, format="png", dpi=150, bbox_inches="tight", metadata={"Software": None})
-        png = buffer.getvalue()
         # Bytes 16 to 19 of a PNG hold its width; a page has 96 pixels an inch.
-        details = {"alt": alt, "width": int.from_bytes(png[16:20], "big") * 96 // 150}
+        details = {"alt": alt, "width": int(int.from_bytes(png[16:20], "big") * 96 / dpi)}
         data = {"image/png": base64.b64encode(png).decode(), "text/plain": alt}
         display(data, metadata={"image/png": details}, raw=True)
         display({"text/markdown": f"*{alt}*", "text/plain": alt}, raw=True)
-    plt.close(fig)
 
 
 def captioned(table: "pd.io.formats.style.Styler", caption: str) -> "pd.io.formats.style.Styler":

@@ -1,3 +1,4 @@
+import base64
 import json
 
 import matplotlib as mpl
@@ -106,6 +107,23 @@ def test_show_attaches_alt_text_repeats_it_as_caption_and_closes(monkeypatch, ca
     assert caption["text/markdown"] == "*One image of noise.*"
     assert capsys.readouterr().out == ""  # printed lines are the progress of batch runs
     assert not plt.fignum_exists(fig.number)
+
+
+def test_a_saved_picture_is_shown_as_wide_as_it_was_made(tmp_path, monkeypatch):
+    sent = []
+    monkeypatch.setattr(figures, "get_ipython", lambda: object())
+    monkeypatch.setattr(figures, "display", lambda *args, **kwargs: sent.append((args, kwargs)))
+    figures.use_theme()
+    _, picture = figures.save(pictures.image_grid(IMAGES[:1]), "one", tmp_path)
+    figures.show_file(picture, alt="One image\nof noise.")
+    figures.show(pictures.image_grid(IMAGES[:1]), alt="The same, drawn here.")
+    (data,), kept = sent[0]
+    assert base64.b64decode(data["image/png"]) == picture.read_bytes()
+    assert kept["metadata"]["image/png"]["alt"] == "One image of noise."
+    widths = [options["metadata"]["image/png"]["width"] for _, options in (sent[0], sent[2])]
+    assert abs(widths[0] - widths[1]) <= 2
+    with pytest.raises(FileNotFoundError):
+        figures.show_file(tmp_path / "two.png", alt="Nothing.")
 
 
 @pytest.mark.parametrize("alt", ["", "  \n"])

@@ -470,11 +470,11 @@ def contrasts(table: pd.DataFrame) -> pd.DataFrame:
         others = ["scenario", *(other for other in KEYS if other != key)]
         if not {before, after} <= set(chosen[column]):
             continue
-        ranks, verdicts = (
-            (wide[after] - wide[before]).dropna()
+        wide = (
+            chosen.pivot_table(index=others, columns=column, values=rate)
             for rate in ("separation", "balanced")
-            for wide in [chosen.pivot_table(index=others, columns=column, values=rate)]
         )
+        ranks, verdicts = ((cells[after] - cells[before]).dropna() for cells in wide)
         rows.append(
             {"change": question, "before": before, "after": after, "separation": ranks.mean()}
             | {"lowest": ranks.min(), "highest": ranks.max()}

@@ -339,13 +339,13 @@ class Run:
 
 def begun_runs(runs: Path, profile: Profile) -> list[Run]:
     """List the runs of a profile that have a record, sound or not, in the order of their ids."""
-    found = {}
-    for path in sorted(Path(runs).glob(f"{profile}/*/*.json")):
+    found = []
+    for folder in sorted(Path(runs).glob(f"{profile}/*")):
         with suppress(ValueError):
-            run = Run(Path(runs), profile, Scenario.parse(path.parent.name))
-            if run.folder == path.parent and path.stem in STAGES:
-                found[run.folder] = run
-    return [*found.values()]
+            run = Run(Path(runs), profile, Scenario.parse(folder.name))
+            if run.folder == folder and any(run.path(stage).exists() for stage in STAGES):
+                found.append(run)
+    return found
 
 
 def finished_runs(runs: Path, stage: str = "detection", profile: str | None = None) -> list[Run]:

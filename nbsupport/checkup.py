@@ -194,13 +194,13 @@ def check(model: nn.Module, split: Split, device: torch.device, most: int = 2000
     few, classes = split.images[:2], int(split.labels.max()) + 1
     try:
         logits = predict(model, few, device)
-        if logits.ndim == 2 and logits.shape[1] >= classes:
-            for composite in ("gamma", "squared"):
-                lrp.explain(model, few, target=0, composite=composite, device=device)
+        fits = logits.ndim == 2 and logits.shape[1] >= classes
+        for composite in ("gamma", "squared") if fits else ():
+            lrp.explain(model, few, target=0, composite=composite, device=device)
     except RuntimeError as error:
         shape = tuple(few.shape[1:])
         raise ValueError(f"the network does not take images of {shape}: {error}") from None
-    if logits.ndim != 2 or logits.shape[1] < classes:
+    if not fits:
         raise ValueError(
             f"the network returns {tuple(logits.shape)} for {len(few)} images; labels go up to "
             f"{classes - 1}, which takes ({len(few)}, {classes}) or more"

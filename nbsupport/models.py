@@ -1,7 +1,8 @@
 """The networks under attack: the one-module Inception of the paper and a residual network.
 
-Every ReLU, pooling and addition is an ``nn.Module`` used once, so that hooks see the whole
-computation: relevance propagation depends on it. A network names two of its layers:
+Every ReLU, pooling and addition is an ``nn.Module`` used once, so that every step of relevance
+propagation has a name (`nbsupport.tracing` reads networks that are written with functions, too). A
+network names two of its layers:
 ``first_features``, the output of its first building block, and ``penultimate``, the layer whose
 activations Activation Clustering reads.
 """

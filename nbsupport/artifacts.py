@@ -28,7 +28,7 @@ from nbsupport.scenarios import Profile, Scenario
 
 __all__ = [
     "CHAIN", "FILTERS", "PLACE", "STAGES", "ArtifactError", "Run", "Stage", "atomic", "begun_runs",
-    "checksum", "finished_runs", "wanted",
+    "checksum", "finished_runs", "wanted", "write_json",
 ]  # fmt: skip
 
 SCHEMA = 1
@@ -381,6 +381,12 @@ def atomic(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, body: Mapping[str, Any]) -> None:
+    """Write JSON that any reader takes (no NaN), whole or not at all."""
+    with atomic(path) as temporary:
+        temporary.write_text(json.dumps(body, indent=1, allow_nan=False) + "\n")
 
 
 def checksum(path: Path) -> str:

@@ -5,7 +5,6 @@ carry code; the file that builds the network is code, and is run: take it from n
 """
 
 import importlib.util
-import json
 import os
 import re
 import sys
@@ -22,7 +21,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from nbsupport import lrp
-from nbsupport.artifacts import atomic, checksum, code_version
+from nbsupport.artifacts import checksum, code_version, write_json
 from nbsupport.data import Split
 from nbsupport.evaluation import predict, share_read
 from nbsupport.models import Normalise
@@ -263,6 +262,5 @@ def write_report(
         **more,
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic(path) as temporary:
-        temporary.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")
+    write_json(path, report)
     return report

@@ -39,6 +39,7 @@ __all__ = [
     "SIDES",
     "Evidence",
     "concentration",
+    "cover_and_paste",
     "fill",
     "gather",
     "label_margin",
@@ -221,6 +222,35 @@ def fill(images: Tensor, masks: Tensor) -> Tensor:
         values = torch.where(new, total / count.clamp(min=1), values)
         known = known | new
     return torch.where(masks[:, None], values.round().to(images.dtype), images)
+
+
+def cover_and_paste(
+    images: Tensor, heatmaps: Tensor, carriers: Tensor, side: int = SIDES[0]
+) -> tuple[Tensor, Tensor]:
+    """Cover the most relevant piece of each image, and paste it into another image.
+
+    For looking at: `gather` measures what both are worth.
+
+    Parameters
+    ----------
+    images : uint8 Tensor, shape (n, 3, h, w)
+        Images; not altered.
+    heatmaps : Tensor, shape (n, h, w)
+        Relevance of their label.
+    carriers : uint8 Tensor, shape (m, 3, h, w)
+        Images of other classes, taken in turn.
+    side : int
+        Side of the piece, in pixels.
+
+    Returns
+    -------
+    covered, pasted : uint8 Tensor, shape (n, 3, h, w)
+        The images without their piece, and carriers with it.
+    """
+    row, column = relevant_windows(heatmaps, side)
+    masks = window_masks(row, column, torch.full_like(row, side), heatmaps.shape[1:])
+    others = carriers[torch.arange(len(images)) % len(carriers)]
+    return fill(images, masks), torch.where(masks[:, None], images, others)
 
 
 def pick_carriers(

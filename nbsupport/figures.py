@@ -8,7 +8,6 @@ percent.
 
 import base64
 import io
-import json
 import textwrap
 import zlib
 from collections.abc import Mapping
@@ -25,7 +24,7 @@ from IPython.display import display
 from matplotlib.figure import Figure
 
 from nbsupport import ROOT
-from nbsupport.artifacts import atomic, checksum, code_version
+from nbsupport.artifacts import atomic, checksum, code_version, write_json
 
 __all__ = [
     "CLEAN", "LOOKS", "METHOD_STYLE", "PALETTE", "POISONED", "RATES", "SAVED_DPI", "WIDTH", "Style",
@@ -177,8 +176,7 @@ def save(
             **provenance,
         }
         paths.append(folder / f"{name}.json")
-        with atomic(paths[-1]) as temporary:
-            temporary.write_text(json.dumps(body, indent=1, allow_nan=False) + "\n")
+        write_json(paths[-1], body)
     return paths
 
 

@@ -170,7 +170,7 @@ class PoisonDetector(Detector):
         strength = self._strength(evidence)
         strong = strength >= self.strong
         self.n_strong_ = int(strong.sum())
-        heard = self.n_strong_ >= max(self.min_images, self.min_share * len(X))
+        heard = self.n_strong_ >= self.fewest(len(X))
         self.threshold_ = self.relative * float(np.median(strength[strong])) if heard else np.inf
         self.witnesses_ = ["evidence"] * bool(heard)
         self._clusters, self._border, self.silhouette_, self.chance_ = None, None, None, 1.0
@@ -197,8 +197,7 @@ class PoisonDetector(Detector):
             self.chance_ = float(hypergeom.sf(inside - 1, n, smaller.sum(), strong.sum()))
         agreed = inside >= self.min_images and self.chance_ <= self.chance
         apart = self.silhouette_ > (self.agreed_threshold if agreed else self.silhouette_threshold)
-        least = max(self.min_images, self.min_share * n)
-        if not apart or not least <= smaller.sum() < self.size_threshold * n:
+        if not apart or not self.fewest(n) <= smaller.sum() < self.size_threshold * n:
             return False
         border = QuadraticDiscriminantAnalysis(solver="eigen", shrinkage="auto")
         with suppress(np.linalg.LinAlgError):
@@ -241,6 +240,10 @@ class PoisonDetector(Detector):
             # Log odds, drawn together: from 0 for the other group to 2 for the accused one.
             score = np.maximum(score, 1 + odds / (1 + np.abs(odds)))
         return score
+
+    def fewest(self, n):
+        """Least number of suspect images in a class of `n` (or classes) to hear a witness."""
+        return np.maximum(self.min_images, self.min_share * np.asarray(n))
 
     def strength(self, X) -> np.ndarray:
         """Strength of images, shape (n,): what the first witness goes by."""

@@ -1,6 +1,5 @@
 """The paper's tables beside ours, cell by cell, and the score of it all."""
 
-import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from nbsupport import figures, metrics, paper, plots
-from nbsupport.artifacts import atomic, checksum, code_version
+from nbsupport.artifacts import atomic, checksum, code_version, write_json
 from nbsupport.audits import LAST_DIGIT
 from nbsupport.evaluation import ATTACK_TOOK
 from nbsupport.metrics import Interval
@@ -556,8 +555,7 @@ def note(name: str, folder: Path, provenance: Mapping[str, Any]) -> Path:
         **provenance,
     }
     path = folder / f"{name}.json"
-    with atomic(path) as temporary:
-        temporary.write_text(json.dumps(told, indent=1, allow_nan=False) + "\n")
+    write_json(path, told)
     return path
 
 

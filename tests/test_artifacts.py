@@ -11,7 +11,15 @@ import pytest
 import torch
 
 from nbsupport import artifacts
-from nbsupport.artifacts import STAGES, ArtifactError, Run, atomic, checksum, finished_runs
+from nbsupport.artifacts import (
+    STAGES,
+    ArtifactError,
+    Run,
+    atomic,
+    checksum,
+    finished_runs,
+    write_json,
+)
 from nbsupport.scenarios import PROFILES, Profile, Scenario
 
 ARRAYS = {"ids": np.arange(5), "scores": np.linspace(0, 1, 5), "names": np.array(["a", "bc"])}
@@ -445,6 +453,14 @@ def test_atomic_replaces_only_on_success(tmp_path):
         interrupted()
     assert path.read_text() == "first"
     assert [p.name for p in tmp_path.iterdir()] == ["table.csv"]
+
+
+def test_json_without_nan_or_not_at_all(tmp_path):
+    path = tmp_path / "report.json"
+    write_json(path, {"named": [5]})
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(path, {"named": [float("nan")]})
+    assert json.loads(path.read_text()) == {"named": [5]}
 
 
 def test_checksum_is_sha256(tmp_path):

@@ -230,6 +230,17 @@ def test_the_order_of_the_images_does_not_matter(split):
         assert np.array_equal(column[order.numpy()], getattr(two, name)), name
 
 
+def test_a_piece_is_covered_in_its_image_and_pasted_into_the_next_carrier():
+    spots = [(4, 9, 3), (20, 6, 3), (11, 11, 3)]
+    images, maps = torch.stack([sign(2, spot) for spot in spots]), heat(spots)
+    carriers = torch.stack([sign(3), sign(4, noise=7)])
+    covered, pasted = evidence.cover_and_paste(images, maps, carriers)
+    assert torch.equal(covered, sign(2).expand_as(covered)), "an even ground fills up evenly"
+    for k, spot in enumerate(spots):
+        label, noise = [(3, 0), (4, 7)][k % 2]
+        assert torch.equal(pasted[k], sign(label, spot, noise))
+
+
 def test_concentration_counts_pixels():
     maps = np.zeros((4, 8, 8))
     maps[0, 3, 3] = -2.0

@@ -68,6 +68,7 @@ def test_presence_needs_a_number_and_a_share():
     X, _ = table(n_clean=2000, n_poisoned=9)
     assert not alone().fit(X).present_
     assert alone(min_share=0.004).fit(X).present_
+    assert alone().fewest(np.array([1, 400, 1000, 2000])).tolist() == [5, 5, 5, 10]
 
 
 def test_of_several_sides_the_strongest_counts():

@@ -1,0 +1,435 @@
+"""The paper's sentences, one by one, and what came out here of each.
+
+A claim carries the rule that turns results into a verdict: verdicts follow the numbers, and change
+with them. Rates are in percent.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+from nbsupport.scenarios import Scenario, paper_scenarios
+
+__all__ = ["CLAIMS", "VERDICTS", "Claim", "ledger"]
+
+VERDICTS = ("holds", "in part", "does not hold", "open")
+"""What can be said of a claim; *open* where no finished run speaks of it."""
+
+HOLDS, PARTLY, NOT, OPEN = VERDICTS
+
+Answer = tuple[str, str]
+
+_RATES = ["acc", "tpr", "tnr", "auroc", "n_tp", "n_fn", "seconds"]
+_ABOUT = ["asr", "masr", "attack_took", "n_poisoned", "n_class", "amplitude"]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A sentence of the paper that finished runs can speak of.
+
+    Parameters
+    ----------
+    where : str
+        Place in the paper.
+    sentence : str
+        As printed; "..." for what is left out, brackets around what is added.
+    judge : callable
+        Takes the networks, a row each (`_networks`), and returns a verdict and its numbers.
+    look : str
+        Where in this edition to look closer.
+    """
+
+    where: str
+    sentence: str
+    judge: Callable[[pd.DataFrame], Answer]
+    look: str
+
+
+def ledger(results: pd.DataFrame) -> pd.DataFrame:
+    """Hold every claim against the runs of the paper's experiments.
+
+    Parameters
+    ----------
+    results : DataFrame
+        From `results.collect` or results.csv, of one profile; other experiments are left out.
+
+    Returns
+    -------
+    DataFrame
+        One row a claim: ``section``, ``the paper says``, ``verdict`` (one of `VERDICTS`), ``here``
+        (the numbers) and ``look`` (where in this edition).
+    """
+    networks = _networks(results)
+    answers = [claim.judge(networks) for claim in CLAIMS]
+    return pd.DataFrame(
+        {
+            "section": [claim.where for claim in CLAIMS],
+            "the paper says": [claim.sentence for claim in CLAIMS],
+            "verdict": [verdict for verdict, _ in answers],
+            "here": [here if verdict != OPEN else "" for verdict, here in answers],
+            "look": [claim.look for claim in CLAIMS],
+        }
+    )
+
+
+def _networks(results: pd.DataFrame) -> pd.DataFrame:
+    """Give each network a row: columns ``<rate>_<method>``, and what its attack is."""
+    own = {_experiment(one) for some in paper_scenarios().values() for one in some}
+    rows = results.loc[results["scenario"].map(lambda name: _experiment(name) in own).astype(bool)]
+    wide = rows.pivot(index="scenario", columns="method", values=_RATES).astype(float)
+    wide.columns = [f"{rate}_{method}" for rate, method in wide.columns]
+    about = rows.drop_duplicates("scenario").set_index("scenario")[_ABOUT]
+    parsed = [Scenario.parse(name) for name in about.index]
+    about["attack"] = [one.attack for one in parsed]
+    about["percent"] = [float(one.percent) for one in parsed]
+    about["attack_took"] = about["attack_took"].astype(bool)
+    return about.join(wide)
+
+
+def _experiment(scenario: Scenario) -> Scenario:
+    return Scenario.parse(str(scenario).rsplit("-r", 1)[0] + "-r0")
+
+
+def _some(networks: pd.DataFrame, rule: str, rates: str = "") -> pd.DataFrame:
+    """Choose networks by a rule, of those that have all of some rates."""
+    needed = rates.split()
+    columns = list(dict.fromkeys([*_ABOUT, "percent", *needed]))
+    return networks.query(rule).reindex(columns=columns).dropna(subset=needed)
+
+
+def _share(right: Iterable) -> str:
+    right = list(right)
+    return OPEN if not right else HOLDS if all(right) else PARTLY if any(right) else NOT
+
+
+def _count(right: Sequence) -> str:
+    return f"{sum(right)} of {len(right)}"
+
+
+def _span(values: Sequence[float], digits: int = 1) -> str:
+    if not len(values):
+        return "none"
+    low, high = (f"{value:.{digits}f}" for value in (min(values), max(values)))
+    return low if low == high else f"{low} to {high}"
+
+
+def _consistently_better(networks: pd.DataFrame) -> Answer:
+    rates = "acc_heatmap acc_activation"
+    took = _some(networks, "attack_took", rates).eval("acc_heatmap > acc_activation")
+    not_so = _some(networks, "not attack_took", rates).eval("acc_heatmap > acc_activation")
+    here = f"higher ACC in {_count(took)} networks whose attack took"
+    if len(not_so):
+        here += f", in {_count(not_so)} others"
+    behind = [name for name, ahead in took.items() if not ahead]
+    return _share([*took, *not_so]), here + (f"; behind on {', '.join(behind)}" * bool(behind))
+
+
+def _good_on_label_consistent(networks: pd.DataFrame) -> Answer:
+    rule = "scenario.str.startswith('label_consistent') and percent > 2 and attack_took"
+    acc = _some(networks, rule, "acc_activation")["acc_activation"]
+    here = f"ACC of 95 or more in {_count(acc >= 95)} networks above 2 % ({_span(acc)})"
+    return _share(acc >= 95), here
+
+
+def _better_than_euclid(networks: pd.DataFrame) -> Answer:
+    rates = ["auroc_heatmap", "auroc_heatmap_euclidean"]
+    parts, ahead = [], []
+    for where, sign in (("move", "not "), ("stay in their place", "")):
+        rule = f"{sign}scenario.str.startswith('amplitude') and percent > 2"
+        # Either group may be called poison: 10 % sets it as far apart as 90 %.
+        apart = (_some(networks, rule, " ".join(rates))[rates] - 50).abs() + 50
+        better = apart[rates[0]] > apart[rates[1]]
+        ahead.extend(better)
+        parts += [f"{_count(better)} networks with triggers that {where}"] * bool(len(better))
+    return _share(ahead), f"higher AUROC, whichever group is called poison, in {', '.join(parts)}"
+
+
+def _two_thirds(networks: pd.DataFrame) -> Answer:
+    one = _raw(networks)
+    acc = [*one["acc_raw_pca"], *one["acc_raw_fastica"]]
+    nobody = [f"{100 - 100 * row.n_poisoned / row.n_class:.1f}" for row in one.itertuples()]
+    here = f"{' and '.join(f'{a:.1f}' for a in acc)}; accusing nobody gives {' '.join(nobody)}"
+    return _share(abs(a - 200 / 3) < 5 for a in acc), here
+
+
+def _pca_misses_half(networks: pd.DataFrame) -> Answer:
+    one = _raw(networks)
+    right = [*(one["tpr_raw_pca"] > one["tpr_raw_fastica"]), *one["tpr_raw_pca"].between(40, 60)]
+    pca, ica = (_span(one[f"tpr_raw_{name}"]) for name in ("pca", "fastica"))
+    return _share(right), f"TPR {pca} and {ica}"
+
+
+def _raw(networks: pd.DataFrame) -> pd.DataFrame:
+    rates = " ".join(f"{rate}_raw_{name}" for rate in ("acc", "tpr") for name in ("pca", "fastica"))
+    return _some(networks, "scenario == 'standard-s3-p33-r0'", rates)
+
+
+def _asr_100(networks: pd.DataFrame) -> Answer:
+    asr = _some(networks, "scenario.str.startswith('standard')", "asr").groupby("percent")["asr"]
+    mean = asr.mean().sort_index(ascending=False)
+    told = ", ".join(f"{value:.1f} at {percent:g} %" for percent, value in mean.items())
+    return _share(mean >= 99.5), f"mean ASR {told}"
+
+
+def _standard(networks: pd.DataFrame, rates: str, above: float = 2) -> pd.DataFrame:
+    return _some(
+        networks,
+        f"scenario.str.startswith('standard') and attack_took and percent > {above}",
+        rates,
+    )
+
+
+def _around_99_and_above_90(networks: pd.DataFrame) -> Answer:
+    some = _standard(networks, "acc_heatmap tpr_heatmap")
+    right = some.eval("acc_heatmap >= 98.5 and tpr_heatmap > 90")
+    here = f"both (ACC 98.5 or more, TPR above 90) in {_count(right)} networks"
+    return _share(right), here + _except(some["acc_heatmap"], right, "ACC")
+
+
+def _close_to_perfect_tnr(networks: pd.DataFrame) -> Answer:
+    tnr = _standard(networks, "tnr_heatmap")["tnr_heatmap"]
+    right = tnr >= 99
+    return _share(right), f"99 or more in {_count(right)} networks" + _except(tnr, right, "TNR")
+
+
+def _activation_above_90(networks: pd.DataFrame) -> Answer:
+    tpr = _standard(networks, "tpr_activation", above=5)["tpr_activation"]
+    right = tpr > 90
+    return _share(right), f"in {_count(right)} networks ({_span(tpr)})"
+
+
+def _except(values: pd.Series, right: pd.Series, rate: str) -> str:
+    wrong = [f"{name}: {rate} {value:.1f}" for name, value in values[~right].items()]
+    return f"; {', '.join(wrong)}" * bool(wrong)
+
+
+def _none_at_two_percent(networks: pd.DataFrame) -> Answer:
+    told, right = [], []
+    for method, name in (("heatmap", "Heatmap"), ("activation", "Activation")):
+        rule = "scenario.str.startswith('standard-s3-p02')"
+        some = _some(networks, rule, f"n_tp_{method} n_fn_{method}").sum()
+        found, missed = int(some[f"n_tp_{method}"]), int(some[f"n_fn_{method}"])
+        if found + missed:
+            right.append(found < 0.1 * (found + missed))
+            told.append(f"{name} Clustering finds {found} of {found + missed}")
+    return _share(right), "; ".join(told)
+
+
+def _fairly_well(networks: pd.DataFrame) -> Answer:
+    some = _label_consistent(networks, "acc_heatmap acc_activation")
+    right = some.eval("acc_heatmap >= 95 and acc_activation >= 95")
+    return _share(right), f"both ACC 95 or more in {_count(right)} networks above 2 %"
+
+
+def _misses_fewer(networks: pd.DataFrame) -> Answer:
+    some = _label_consistent(networks, "acc_heatmap acc_activation tpr_heatmap tpr_activation")
+    right = some.eval("acc_heatmap > acc_activation and tpr_heatmap > tpr_activation")
+    return _share(right), f"both higher in {_count(right)} networks above 2 %"
+
+
+def _label_consistent(networks: pd.DataFrame, rates: str) -> pd.DataFrame:
+    rule = "scenario.str.startswith('label_consistent') and attack_took and percent > 2"
+    return _some(networks, rule, rates)
+
+
+def _masr_decays(networks: pd.DataFrame) -> Answer:
+    some = _some(networks, "scenario.str.startswith('amplitude')", "masr")
+    mean = some.groupby("amplitude")["masr"].mean().sort_index(ascending=False)
+    told = ", ".join(f"{value:.1f} at {amplitude}" for amplitude, value in mean.items())
+    if set(mean.index) != {128, 64, 32}:
+        return OPEN, ""
+    return _share([mean[32] < mean[64] < mean[128], mean[32] < mean[128] / 2]), f"mean MASR {told}"
+
+
+def _repetitions(networks: pd.DataFrame) -> list[tuple[float, pd.DataFrame]]:
+    """Collect the rows of Table 5 that have two networks or more."""
+    rates = " ".join(f"{r}_{m}" for r in ("acc", "tpr", "tnr") for m in ("heatmap", "activation"))
+    rule = "scenario.str.startswith('label_consistent') and percent in (33, 15)"
+    groups = _some(networks, rule, rates).groupby("percent")
+    return [(percent, rows) for percent, rows in groups if len(rows) > 1][::-1]
+
+
+def _clear_advantage(networks: pd.DataFrame) -> Answer:
+    right, told = [], []
+    for percent, rows in _repetitions(networks):
+        means = {
+            rate: [rows[f"{rate}_{method}"].mean() for method in ("heatmap", "activation")]
+            for rate in ("acc", "tpr", "tnr")
+        }
+        right += [ours > theirs for ours, theirs in means.values()]
+        each = ", ".join(f"{r.upper()} {a:.1f} to {b:.1f}" for r, (a, b) in means.items())
+        told.append(f"{percent:g} %, {len(rows)} networks: {each}")
+    return _share(right), "; ".join(told)
+
+
+def _two_orders(networks: pd.DataFrame) -> Answer:
+    right, told = [], []
+    for percent, rows in _repetitions(networks):
+        ours, theirs = (rows[f"acc_{name}"].std(ddof=0) for name in ("heatmap", "activation"))
+        right.append(theirs >= 10 * ours)
+        told.append(f"{theirs:.2f} to {ours:.2f} at {percent:g} % ({len(rows)} networks)")
+    return _share(right), "; ".join(told)
+
+
+def _due_to_tnr(networks: pd.DataFrame) -> Answer:
+    right, told = [], []
+    for percent, rows in _repetitions(networks):
+        tnr, tpr = (rows[f"{rate}_activation"].std(ddof=0) for rate in ("tnr", "tpr"))
+        right.append(tnr > tpr)
+        told.append(f"{tnr:.2f} beside {tpr:.2f} of the TPR at {percent:g} %")
+    return _share(right), "; ".join(told)
+
+
+def _amplitude_is_detected(networks: pd.DataFrame) -> Answer:
+    best, told = [], []
+    for amplitude in (128, 64, 32):
+        rule = f"scenario.str.startswith('amplitude-a{amplitude}-')"
+        some = _some(networks, rule, "acc_activation acc_heatmap")
+        best += list(some[["acc_activation", "acc_heatmap"]].max(axis=1) > 80)
+        if len(some):
+            each = (f"{some[f'acc_{name}'].mean():.1f}" for name in ("activation", "heatmap"))
+            told.append(f"{amplitude}: ACC {' and '.join(each)}")
+    told.append("(Activation, Heatmap Clustering; accusing nobody: 67.0)")
+    return _share(best), "; ".join(told[:-1]) + " " + told[-1]
+
+
+def _drastically_longer(networks: pd.DataFrame) -> Answer:
+    some = _some(networks, "percent > 0", "seconds_heatmap seconds_activation")
+    if not len(some):
+        return OPEN, ""
+    ours, theirs = some["seconds_heatmap"].median(), some["seconds_activation"].median()
+    longer = [ours > theirs, ours > 60]
+    return _share(longer), f"a median of {ours:.1f} s to {theirs:.2f} s, in closed form (4.4)"
+
+
+def _spectral_fails(networks: pd.DataFrame) -> Answer:
+    rates = "auroc_spectral"
+    clean = _label_consistent(networks, rates)[rates]
+    plain = _standard(networks, rates)[rates]
+    if not len(clean) or not len(plain):
+        return OPEN, ""
+    here = f"AUROC {_span(clean)} on label-consistent, {_span(plain)} on standard attacks above 2 %"
+    return _share(clean < 60), here
+
+
+CLAIMS = (
+    Claim(
+        "Abstract, 8",
+        "Heatmap Clustering consistently performs better than Activation Clustering",
+        _consistently_better,
+        "5.3; erratum consistently-better",
+    ),
+    Claim(
+        "Abstract",
+        "when considering label-consistent poisoning attacks, [Activation Clustering] also yields "
+        "good detection performance",
+        _good_on_label_consistent,
+        "5.3, Table 2",
+    ),
+    Claim(
+        "2",
+        "SpecSig only produces results that are only slightly better than random guessing [on "
+        "artifacts whose] fundamental concept [is that of label-consistent attacks]",
+        _spectral_fails,
+        "5.6",
+    ),
+    Claim(
+        "5.5",
+        "we get a better distance measure in comparison to the euclidean distance",
+        _better_than_euclid,
+        "notebook 7",
+    ),
+    Claim("7", "in both cases the accuracy is about 2/3 [raw images]", _two_thirds, "Table 3"),
+    Claim(
+        "7",
+        "using PCA performs better than using FastICA, but still misses half of the poisoned data",
+        _pca_misses_half,
+        "Table 3",
+    ),
+    Claim(
+        "7.1",
+        "the attack success rate for all percentages of manipulated data is at 100%",
+        _asr_100,
+        "5.2, Table 1",
+    ),
+    Claim(
+        "7.1",
+        "both accuracy and true positive rate are around 99 percent and above 90 percent, "
+        "respectively, for Heatmap Clustering and percentages of manipulated data above 2 percent",
+        _around_99_and_above_90,
+        "Table 1; 4.5 on starts",
+    ),
+    Claim(
+        "7.1",
+        "Heatmap clustering has a close to perfect true negative rate",
+        _close_to_perfect_tnr,
+        "Table 1; 4.5 on starts",
+    ),
+    Claim(
+        "7.1",
+        "For 33%, 15% and 10% manipulated data, the TPR of Activation clustering is also above 90 "
+        "percent",
+        _activation_above_90,
+        "Table 1",
+    ),
+    Claim(
+        "7.1",
+        "For both detection algorithms, none of the poisoned data points is correctly detected in "
+        "the experiment with 2 percent",
+        _none_at_two_percent,
+        "4.6; erratum two-percent",
+    ),
+    Claim(
+        "7.2",
+        "both detection methods detect the [label-consistent] attacks fairly well",
+        _fairly_well,
+        "Table 2",
+    ),
+    Claim(
+        "7.2",
+        "HC is missing a few poisoned data samples less, which results in higher TPR and slightly "
+        "higher accuracy",
+        _misses_fewer,
+        "Table 2",
+    ),
+    Claim(
+        "7.3",
+        "reducing the amplitude from 128 to 32 results in a strong decay of the MASR",
+        _masr_decays,
+        "Table 4, Figure 6",
+    ),
+    Claim(
+        "7.4",
+        "a clear advantage of Heatmap Clustering when considering mean accuracy, TPR and TNR",
+        _clear_advantage,
+        "Table 5",
+    ),
+    Claim(
+        "7.4",
+        "the standard deviation of the accuracy for Activation Clustering is nearly two orders of "
+        "magnitude higher than for Heatmap Clustering",
+        _two_orders,
+        "Table 5",
+    ),
+    Claim(
+        "7.4",
+        "Most of this effect is due to the much higher standard deviation for the TNR",
+        _due_to_tnr,
+        "Table 5",
+    ),
+    Claim(
+        "8",
+        "The assumption ... that label-consistent poisoning attacks using an amplitude sticker as "
+        "a trigger are impossible to detect was proven wrong",
+        _amplitude_is_detected,
+        "Table 4",
+    ),
+    Claim(
+        "8",
+        "In comparison to AC, HC has a drastically longer run time",
+        _drastically_longer,
+        "4.4, README on speed",
+    ),
+)
+"""What the paper says that runs can speak of, in the order of its sections."""

@@ -1,0 +1,125 @@
+import pandas as pd
+import pytest
+
+from nbsupport import ROOT, claims
+from nbsupport.claims import CLAIMS, HOLDS, NOT, OPEN, PARTLY
+
+
+def network(scenario, took=True, asr=100.0, masr=90.0, n=(544, 1650), **methods):
+    """Make rows of results.csv; a method is (acc, tpr, tnr), (.., auroc) or with seconds too."""
+    about = {
+        "scenario": scenario, "attack_took": took, "asr": asr, "masr": masr,
+        "n_poisoned": n[0], "n_class": n[1], "n_tp": 0, "n_fn": n[0],
+        "amplitude": int(scenario.split("-a")[1].split("-")[0]) if "-a" in scenario else 0,
+    }  # fmt: skip
+    names = ("acc", "tpr", "tnr", "auroc", "seconds", "n_tp", "n_fn")
+    defaults = (0.0, 0.0, 0.0, 90.0, 1.0)
+    return [
+        about | dict(zip(names, defaults)) | dict(zip(names, rates)) | {"method": method}  # noqa: B905
+        for method, rates in methods.items()
+    ]
+
+
+def answer(start, *networks):
+    """Ask the claim whose sentence begins so."""
+    table = claims.ledger(pd.DataFrame([row for rows in networks for row in rows]))
+    (row,) = table[table["the paper says"].str.startswith(start)].to_dict("records")
+    return row["verdict"], row["here"]
+
+
+PERFECT, GOOD, POOR = (100.0, 100.0, 100.0), (99.0, 97.0, 100.0), (60.0, 20.0, 80.0)
+
+
+def test_nothing_is_said_where_nothing_is_finished():
+    nothing = pd.DataFrame(network("standard-s3-p15-r0", heatmap=GOOD)).iloc[:0]
+    told = claims.ledger(nothing)
+    assert len(told) == len(CLAIMS)
+    assert set(told["verdict"]) == {OPEN}
+    assert set(told["here"]) == {""}
+
+
+def test_networks_that_the_paper_does_not_have_have_no_say():
+    others = ("blended-a20-p15-r0", "standard-s3-p15-resnet-r0", "standard-s1-p15-r0")
+    rows = [network(name, heatmap=GOOD, activation=POOR) for name in others]
+    assert answer("Heatmap Clustering consistently", *rows) == (OPEN, "")
+    verdict, here = answer(
+        "Heatmap Clustering consistently",
+        *rows,
+        network("standard-s3-p15-r3", heatmap=GOOD, activation=POOR),
+    )
+    assert (verdict, here) == (HOLDS, "higher ACC in 1 of 1 networks whose attack took")
+
+
+def test_always_better_is_not_better_nearly_always():
+    ahead = network("standard-s3-p15-r0", heatmap=GOOD, activation=POOR)
+    behind = network("amplitude-a128-p33-r0", heatmap=POOR, activation=GOOD)
+    failed = network("amplitude-a64-p33-r0", took=False, heatmap=POOR, activation=GOOD)
+    ask = "Heatmap Clustering consistently"
+    assert answer(ask, ahead)[0] == HOLDS
+    assert answer(ask, behind)[0] == NOT
+    verdict, here = answer(ask, ahead, behind, failed)
+    assert verdict == PARTLY
+    assert here == (
+        "higher ACC in 1 of 2 networks whose attack took, in 0 of 1 others; behind on "
+        "amplitude-a128-p33-r0"
+    )
+
+
+@pytest.mark.parametrize(("found", "verdict"), [((0, 34), HOLDS), ((2, 32), HOLDS), ((30, 4), NOT)])
+def test_none_at_two_percent_leaves_room_for_a_few(found, verdict):
+    rows = network(
+        "standard-s3-p02-r0",
+        heatmap=(53.0, 0.0, 54.0, 9.0, 1.0, *found),
+        activation=(53.0, 0.0, 54.0, 9.0, 1.0, *found),
+    )
+    told = (
+        f"Heatmap Clustering finds {found[0]} of 34; Activation Clustering finds {found[0]} of 34"
+    )
+    assert answer("For both detection algorithms", rows) == (verdict, told)
+
+
+def test_spread_needs_repetitions():
+    ask = "the standard deviation of the accuracy"
+    steady, restless = (99.0, 99.2), (99.0, 80.0)
+    rows = [
+        network(f"label_consistent-s3-p33-r{r}", heatmap=(a, 99.0, 100.0), activation=(b, b, 100.0))
+        for r, (a, b) in enumerate(zip(steady, restless, strict=True))
+    ]
+    assert answer(ask, rows[0]) == (OPEN, "")
+    assert answer(ask, *rows) == (HOLDS, "9.50 to 0.10 at 33 % (2 networks)")
+    assert answer("Most of this effect", *rows)[0] == NOT
+    assert answer("a clear advantage", *rows)[0] == PARTLY, "the TNR of both is 100"
+
+
+def test_the_decay_of_the_masr_asks_for_all_amplitudes():
+    ask = "reducing the amplitude"
+    rows = {
+        a: network(f"amplitude-a{a}-p33-r0", masr=masr, heatmap=GOOD)
+        for a, masr in ((128, 80.0), (64, 60.0), (32, 50.0))
+    }
+    assert answer(ask, rows[128], rows[32]) == (OPEN, "")
+    assert answer(ask, *rows.values())[0] == PARTLY, "it falls, and by less than half"
+    rows[32] = network("amplitude-a32-p33-r0", masr=10.0, heatmap=GOOD)
+    assert answer(ask, *rows.values()) == (HOLDS, "mean MASR 80.0 at 128, 60.0 at 64, 10.0 at 32")
+
+
+def test_a_distance_sets_apart_whichever_group_is_called_poison():
+    ask = "we get a better distance"
+    turned = network("standard-s3-p15-r0", heatmap=(*GOOD, 5.0), heatmap_euclidean=(*GOOD, 90.0))
+    still = network("amplitude-a64-p33-r0", heatmap=(*GOOD, 55.0), heatmap_euclidean=(*GOOD, 99.0))
+    assert answer(ask, turned)[0] == HOLDS
+    verdict, here = answer(ask, turned, still)
+    assert verdict == PARTLY
+    assert here.endswith(
+        "1 of 1 networks with triggers that move, 0 of 1 networks with triggers that stay in their "
+        "place"
+    )
+
+
+def test_every_claim_is_answered_from_what_is_published():
+    told = claims.ledger(pd.read_csv(ROOT / "figures" / "results.csv"))
+    assert OPEN not in set(told["verdict"])
+    assert set(told["verdict"]) == {HOLDS, PARTLY, NOT}
+    assert told["here"].str.contains(r"\d").all(), "a verdict shows its numbers"
+    assert not told["here"].str.contains("nan").any()
+    assert told["the paper says"].is_unique

@@ -30,6 +30,9 @@ define newline
 endef
 override SCENARIOS := $(subst $(newline), ,$(SCENARIOS))
 
+# A quoted ~ reaches no shell that would expand it.
+override RUNS := $(patsubst ~/%,$(HOME)/%,$(RUNS))
+
 BIN   := $(if $(filter /%,$(VENV)),$(VENV),$(CURDIR)/$(VENV))/bin
 READY := $(VENV)/.nbsupport-ready
 export PATH := $(BIN):$(PATH)

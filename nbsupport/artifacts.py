@@ -218,8 +218,7 @@ class Run:
         """
         try:
             self.path(stage).parent.mkdir(parents=True, exist_ok=True)
-            # Contexts close from the right: the payload is in place before the record names it.
-            with atomic(self.path(stage)) as note, atomic(self.payload(stage)) as temporary:
+            with _beside(self.path(stage)) as note, _beside(self.payload(stage)) as temporary:
                 _write_payload(temporary, self.payload(stage).suffix, payload)
                 body = {
                     "schema": SCHEMA,
@@ -244,6 +243,12 @@ class Run:
                 body = _plain(body)
                 body["checksum"] = _digest(body)
                 note.write_text(json.dumps(body, indent=1) + "\n")
+                # Whatever can fail for want of space has happened before the first one is renamed;
+                # and the payload is in place before the record names it.
+                for file in (temporary, note):
+                    _to_disk(file)
+                os.replace(temporary, self.payload(stage))
+                os.replace(note, self.path(stage))
         except OSError as error:
             raise ArtifactError(
                 f"{self.folder}: {stage} could not be written ({error.strerror or error}); free "
@@ -372,15 +377,24 @@ def atomic(path: Path) -> Iterator[Path]:
 
     On an error the temporary file goes and the old one stays.
     """
-    path = Path(path)
+    with _beside(Path(path)) as temporary:
+        yield temporary
+        _to_disk(temporary)
+        os.replace(temporary, path)
+
+
+@contextmanager
+def _beside(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
         yield temporary
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _to_disk(path: Path) -> None:
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())
 
 
 def write_json(path: Path, body: Mapping[str, Any]) -> None:

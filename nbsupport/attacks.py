@@ -6,6 +6,7 @@ poisoned images, and `apply` puts that list into a copy of the data.
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from fractions import Fraction
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -387,7 +388,7 @@ def _poison_split(
     by_id = np.argsort(split.ids.numpy())
     candidates = rng.permutation(by_id[np.isin(labels[by_id], attacked)])
     n = scenario.n_poisoned(class_size)
-    n_cover = round(float(scenario.cover) / 100 * class_size)
+    n_cover = round(Fraction(scenario.cover) / 100 * class_size)
     if n + n_cover > len(candidates):
         raise ValueError(
             f"{scenario}: {n + n_cover} images of the classes {attacked} are wanted in "

@@ -84,7 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     sweep.add_argument("--p", type=_list, required=True, help="percent of the class: 1,2,5,10")
     sweep.add_argument("--s", type=_numbers, default=(), help="sides of the sticker; default 3")
     sweep.add_argument("--a", type=_numbers, default=(), help="amplitudes, or opacities")
-    words = "variants in the words of `nbsupport scenarios`: plain,resnet,win20x20-released"
+    words = "variants in the words of `nbsupport scenarios`: plain,resnet,win20x20"
     sweep.add_argument("--options", type=_list, default=(), dest="variants", help=words)
     sweep.add_argument("--repetitions", type=int, default=1, help="of each combination")
     return parser
@@ -187,13 +187,13 @@ def _execute(options: argparse.Namespace, scenarios: tuple[Scenario, ...]) -> in
     runs = _runs(options, scenarios)
     said = workflow.progress(runs, jobs=options.jobs, gpus=options.gpus)
 
-    def call(*words: str, watch=None) -> int:
+    def call(*words: str, watch=None, hold=None) -> int:
         config = {"runs": options.runs}
         config |= {name: getattr(options, name) for name in ("data", "device", "minutes")}
         config["filters"] = ",".join(options.filters or ()) or None
         machine = {"jobs": options.jobs, "gpus": options.gpus}
         line = workflow.command(scenarios, options.profile, **machine, options=words, **config)
-        return workflow.execute(line, watch)
+        return workflow.execute(line, watch, hold=hold)
 
     def watch() -> str | None:
         nonlocal said
@@ -201,17 +201,23 @@ def _execute(options: argparse.Namespace, scenarios: tuple[Scenario, ...]) -> in
         changed, said = now.steps != said.steps, now
         return str(now) if changed else None
 
-    if options.unlock and (status := call("--unlock")):
-        return status
+    if options.unlock:
+        with workflow.alive(alone=True) as sign:
+            if status := call("--unlock", hold=sign):
+                return status
     target = [f"every_{options.stage}"] if options.stage else []
-    if old := workflow.outdated(runs, options.stage):
+    chosen = {"filters": options.filters} if options.filters else {}
+    if old := workflow.outdated(runs, options.stage, **chosen):
         target += ["--forcerun", *map(str, old)]
     if options.dry_run:
         return call(*target, "--dry-run")
     # One job alone shall fill the cache of images, not all of them at once.
     _print_data(options)
-    print(said, file=sys.stderr)
-    return call(*target, watch=watch)
+    with workflow.alive() as sign:
+        if options.stage:  # its own steps are not among those that are counted
+            return call(*target, hold=sign)
+        print(said, file=sys.stderr)
+        return call(*target, watch=watch, hold=sign)
 
 
 def _print_status(options: argparse.Namespace) -> None:

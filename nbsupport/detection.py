@@ -164,7 +164,7 @@ METHODS = {
             "heatmap, best of ten starts",
             "",
             "heatmaps",
-            HeatmapClustering(),
+            HeatmapClustering(n_init=10),
             "released",
         ),
         Method(

@@ -168,8 +168,9 @@ class HeatmapClustering(HeatmapDetector):
     def _warn_of_collapse(self, threshold: float) -> None:
         if self.epsilon > threshold:
             warnings.warn(
-                f"epsilon={self.epsilon} exceeds eps* = {threshold:.4f}: the barycentres collapse "
-                "to constants and the clusters are those of metric='mean-distance'",
+                f"epsilon={self.epsilon} exceeds eps* = {threshold:.4f} of all maps together: "
+                "well above it the barycentres collapse to constants, and the clusters are those "
+                "of metric='mean-distance'; epsilon_star_ will tell eps* of the clusters found",
                 UserWarning,
                 stacklevel=4,
             )

@@ -245,7 +245,9 @@ _WAY_OUT = "take back the change (git checkout) or drop the published rows (keep
 def _covers(run: Run, table: str, rows: pd.DataFrame) -> bool:
     """Whether a run has all that is published of it in a table."""
     if table == "after_detection":
-        return all(run.has(f"retrained/{name}/training") for name in {*rows["filter"]} & {*FILTERS})
+        filters = {*rows["filter"]} & {*FILTERS}
+        both = [f"retrained/{name}/{stage}" for name in filters for stage in ("filter", "training")]
+        return all(map(run.has, both))
     if table == "scans" and run.has("scan"):
         # A scan of some classes, or of smaller samples, is not what stands there.
         (row,) = rows.to_dict("records")

@@ -159,8 +159,8 @@ def strength(runs: Iterable[Run]) -> pd.DataFrame:
     DataFrame
         One row per run and rate ("clean_accuracy", "asr", "masr"): ``scenario``, ``rate``,
         ``value`` in percent, ``n`` (test images) and ``n_effective`` (images that would make a
-        plain rate as certain; fewer than ``n`` for the mean over classes, whose classes weigh the
-        same however few images they have).
+        plain rate as certain; for the mean over classes, which weigh the same however few images
+        they have, fewer than ``n`` as a rule).
 
     Raises
     ------

@@ -91,7 +91,8 @@ class Scenario:
     pgd_norm : {"linf", "l2"}
         Norm of the ball that holds the perturbation.
     pgd_radius : float
-        Radius of that ball; 0 stands for ``pgd_steps * pgd_step``, which linf never exceeds.
+        Radius of that ball; 0 stands for ``pgd_steps * pgd_step``, which nothing without a random
+        start exceeds: a step is as long as ``pgd_step`` in that norm, in l2 over the whole image.
     pgd_random_start : bool
         Start at a random point of the ball.
     cover : str
@@ -129,7 +130,10 @@ class Scenario:
         """Refuse values that no attack could use, before anything is computed from them."""
         object.__setattr__(self, "percent", canonical_percent(self.percent))
         object.__setattr__(self, "cover", canonical_percent(self.cover, lowest=0))
+        # One attack has one name: images are drawn from all sources alike.
+        object.__setattr__(self, "source_classes", tuple(sorted(self.source_classes)))
         rows, columns = self.window
+        reach = self.pgd_steps * self.pgd_step
         largest = IMAGE_SIDE
         if self.positions == "released" and self.attack in RELEASED_POSITIONS:
             largest -= max(map(max, RELEASED_POSITIONS[self.attack]))
@@ -147,20 +151,27 @@ class Scenario:
                 f"distinct classes 0 to {N_CLASSES - 1} without the target class",
             ),
             "target_class": (0 <= self.target_class < N_CLASSES, f"0 to {N_CLASSES - 1}"),
+            "positions": (self.positions in ("window", "released"), "'window' or 'released'"),
             "window": (
                 self.side <= min(rows, columns) and max(rows, columns) <= IMAGE_SIDE,
                 f"at least the sticker's side ({self.side}) and at most {IMAGE_SIDE} pixels",
             ),
-            "positions": (self.positions in ("window", "released"), "'window' or 'released'"),
             "colour": (bool(re.fullmatch("[0-9a-f]{6}", self.colour)), "six hexadecimal digits"),
             "corners": (self.corners in (1, 4), "1 or 4"),
             "pgd_steps": (1 <= self.pgd_steps <= 1000, "1 to 1000"),
             "pgd_step": (0 < self.pgd_step <= 1, "more than 0, at most 1"),
             "pgd_norm": (self.pgd_norm in ("linf", "l2"), "'linf' or 'l2'"),
-            "pgd_radius": (self.pgd_radius >= 0, "0 (steps * step) or more"),
+            "pgd_radius": (
+                self.pgd_radius >= 0 and (self.pgd_radius < reach or self.pgd_random_start),
+                f"less than {_decimal(reach)}, which {self.pgd_steps} steps of {self.pgd_step} "
+                "reach at most; for a larger ball name steps and their size, pgd<n>x<size>",
+            ),
             "model": (self.model in ("inception", "resnet"), "'inception' or 'resnet'"),
             "repetition": (self.repetition >= 0, "0 or more"),
         }
+        if self.positions == "released":
+            plain = self.window == type(self).window
+            allowed["window"] = (plain, "none, for the released positions are four points")
         if self.attack == "blended":
             allowed["amplitude"] = (1 <= self.amplitude <= 100, "an opacity of 1 to 100 percent")
         elif self.attack in ("amplitude", "sinusoidal"):

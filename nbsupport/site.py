@@ -66,7 +66,9 @@ def build(runs: Path, profile: Profile, out: Path) -> list[Path]:
         If there is no executed notebook.
     """
     base, out = Path(runs) / str(profile), Path(out)
-    sources = sorted(base.glob("[0-9]*.ipynb")) + sorted(base.glob("[!.]*/[0-9]*.ipynb"))
+    sources = sorted(base.glob("[0-9]*.ipynb")) + [
+        path for path in sorted(base.glob("[!.]*/[0-9]*.ipynb")) if _is_run(path.parent.name)
+    ]
     if not sources:
         raise ArtifactError(
             f"no executed notebook below {base}; make some with\n  make run PROFILE={profile}"
@@ -84,6 +86,15 @@ def build(runs: Path, profile: Profile, out: Path) -> list[Path]:
     index = out / "index.html"
     index.write_text(_index(Path(runs), profile, list(pages.values()), out))
     return [index, *pages.values()]
+
+
+def _is_run(folder: str) -> bool:
+    """Whether a folder is named as a run is; a copy of one, for example, is not."""
+    try:
+        Scenario.parse(folder)
+    except ValueError:
+        return False
+    return True
 
 
 _TIME = r"(?:\d+ s|\d+ min \d\d s|\d+ h \d\d min)"
@@ -226,13 +237,15 @@ class _Page(HTMLParser):
         self.errors += "output_error" in (given.get("class") or "").split()
 
 
-def check(out: Path) -> list[str]:
+def check(out: Path, pages: Iterable[Path] | None = None) -> list[str]:
     """Find what is wrong with the pages of a site.
 
     Parameters
     ----------
     out : Path
         Folder of the site.
+    pages : iterable of Path, optional
+        Which pages; all below the folder if left out.
 
     Returns
     -------
@@ -241,7 +254,7 @@ def check(out: Path) -> list[str]:
         that lead nowhere; each with its page.
     """
     found = []
-    for page in sorted(Path(out).rglob("*.html")):
+    for page in sorted(Path(out).rglob("*.html") if pages is None else pages):
         parser = _Page()
         parser.feed(page.read_text())
         there = [link for link in parser.links if not re.match(r"[a-z]+:|#|//", link)]
@@ -273,7 +286,7 @@ def main(arguments: Iterable[str] | None = None) -> int:
     except (ArtifactError, ValueError) as error:
         print(f"nbsupport: {error}", file=sys.stderr)
         return 2
-    problems = check(out)
+    problems = check(out, pages)
     print("\n".join([*problems, f"{len(pages)} pages: {pages[0]}"]))
     return int(bool(problems))
 

@@ -354,10 +354,11 @@ def _figure(value: float) -> str:
 
 
 def _share(k: float, n: int) -> str:
-    """Write k of n in percent; "100" stands for all of them, not for 99.96 %."""
+    """Write k of n in percent; "100" stands for all of them, not for 99.996 %."""
     if not n:
         return "–"
-    return "100" if k == n else f"{100 * k / n:.{1 if 100 * k / n < 99.95 else 2}f}"
+    share = 100 * k / n
+    return "100" if k == n else f"{min(share, 99.99):.{1 if share < 99.95 else 2}f}"
 
 
 def readable(cells: pd.DataFrame) -> pd.DataFrame:

@@ -597,9 +597,10 @@ def as_centres(centres, spaces: HeatmapSpaces) -> Tensor:
 def as_labels(labels, spaces: HeatmapSpaces, k: int, lowest: int) -> Tensor:
     """Check that each map has a label from `lowest` to k - 1."""
     labels = np.asarray(labels)
-    if labels.shape != (len(spaces),) or labels.min() < lowest or labels.max() >= k:
+    whole = labels.dtype.kind in "iu" and labels.shape == (len(spaces),)
+    if not whole or labels.min() < lowest or labels.max() >= k:
         raise ValueError(
-            f"labels must be {len(spaces)} numbers from {lowest} to {k - 1}, got shape "
-            f"{labels.shape} with values {np.unique(labels)[:9]}"
+            f"labels must be {len(spaces)} integers from {lowest} to {k - 1}, got shape "
+            f"{labels.shape} with {labels.dtype} values {np.unique(labels)[:9]}"
         )
     return torch.as_tensor(labels.astype(np.int64), device=spaces.p.device)

@@ -3,21 +3,27 @@
 Snakemake decides what runs (see the Snakefile); nothing here imports it.
 """
 
+import fcntl
 import json
+import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
 from statistics import mean
 
 from nbsupport import ROOT
-from nbsupport.artifacts import CHAIN, STAGES, Run, wanted
+from nbsupport.artifacts import CHAIN, FILTERS, STAGES, Run, wanted
 from nbsupport.scenarios import ATTACKS, Profile, Scenario
 
-__all__ = ["Progress", "command", "execute", "grid", "outdated", "progress"]
+__all__ = ["Progress", "alive", "command", "execute", "grid", "outdated", "progress"]
+
+SIGN = ROOT / ".snakemake" / "alive"
+"""File that is locked while a workflow of this checkout is at work."""
 
 STARTUP = 10.0
 """Seconds from the start of a job to the first line of its notebook: Snakemake, kernel, torch."""
@@ -102,8 +108,21 @@ def command(
         Further options of Snakemake, such as "--dry-run".
     **config
         Settings of the Snakefile: runs, data, device, minutes, filters; None leaves its default.
+
+    Raises
+    ------
+    ValueError
+        If a setting would not reach the Snakefile as it is.
     """
     settings = {"profile": profile, "scenarios": " ".join(map(str, scenarios)), **config}
+    for name, value in settings.items():
+        # Snakemake reads values as YAML, to which the folder "runs #2" is the folder "runs", and
+        # takes braces for wildcards.
+        if re.search(r"[{}'\"\n]|\s#|:\s|:$|^\s|\s$", str(value)):
+            raise ValueError(
+                f"{name} is {str(value)!r}; the workflow takes names without quotes, braces, ' #', "
+                "': ' and spaces at an end: rename the folder, or lead a link to it"
+            )
     return [
         sys.executable, "-m", "snakemake", "--cores", str(jobs), "--keep-going",
         "--rerun-incomplete", "--resources", f"gpu={gpus}",
@@ -116,8 +135,46 @@ def command(
     ]  # fmt: skip
 
 
+@contextmanager
+def alive(*, alone: bool = False) -> Iterator[int]:
+    """Hold the sign that a workflow of this checkout is at work.
+
+    It goes with the processes that hold it, however they end; Snakemake's own locks outlive a
+    killed one, and `--unlock` takes them from a living one, too.
+
+    Parameters
+    ----------
+    alone : bool
+        Ask that nobody else holds it: whoever takes away locks must know that they are nobody's.
+
+    Yields
+    ------
+    int
+        The file descriptor to hand on to the process that shall hold it as well.
+
+    Raises
+    ------
+    ValueError
+        If another one is at work and ``alone`` is asked for.
+    """
+    SIGN.parent.mkdir(exist_ok=True)
+    with open(SIGN, "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB if alone else fcntl.LOCK_SH)
+        except BlockingIOError:
+            raise ValueError(
+                f"another run is at work in {ROOT}: wait until it ends, or stop it (Ctrl-C); going "
+                "on beside it would compute the same files twice"
+            ) from None
+        yield file.fileno()
+
+
 def execute(
-    words: Sequence[str], watch: Callable[[], str | None] | None = None, every: float = 5.0
+    words: Sequence[str],
+    watch: Callable[[], str | None] | None = None,
+    every: float = 5.0,
+    *,
+    hold: int | None = None,
 ) -> int:
     """Run a command in the repository and say now and then how far it is.
 
@@ -129,13 +186,15 @@ def execute(
         Asked every few seconds; returns a line to print, or None.
     every : float
         Seconds between two questions.
+    hold : int, optional
+        Descriptor from `alive`, which the command shall hold as long as it lives.
 
     Returns
     -------
     int
         Exit status of the command.
     """
-    process = subprocess.Popen(words, cwd=ROOT)
+    process = subprocess.Popen(words, cwd=ROOT, pass_fds=() if hold is None else (hold,))
     # Whoever ends us wants it ended too; it then tidies up after itself.
     before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
     try:
@@ -152,22 +211,34 @@ def execute(
         signal.signal(signal.SIGTERM, before)
 
 
-def outdated(runs: Sequence[Run], stage: str | None = None) -> list[Path]:
+def outdated(
+    runs: Sequence[Run], stage: str | None = None, filters: Sequence[str] = FILTERS
+) -> list[Path]:
     """List the records that are there and not sound, so that they are made anew.
 
     Of each run the first of the chain, which brings the others with it, and those that ``stage``,
-    the word of ``--stage``, makes. Snakemake sees a risen version of a stage only in its own notes
-    (``.snakemake``), which are not there for runs that were copied or made by hand.
+    the word of ``--stage``, makes; of those that belong to a filter, the chosen ones. Snakemake
+    sees a risen version of a stage only in its own notes (``.snakemake``), which are not there for
+    runs that were copied or made by hand.
     """
     surrogates = [run.of(run.scenario.surrogate) for run in runs if run.scenario.needs_surrogate]
     found = []
     for run in {run.folder: run for run in (*surrogates, *runs)}.values():
         there = [each for each in wanted(run.scenario) if run.path(each).exists()]
         found += [run.path(each) for each in there if not run.has(each)][:1]
-        asked = [each.name for each in STAGES.values() if stage and each.make == stage]
+        asked = [
+            each.name
+            for each in STAGES.values()
+            if stage and each.make == stage and not _left_out(each.name, filters)
+        ]
         there = [each for each in asked if run.path(each).exists()]
         found += [run.path(each) for each in there if not run.has(each)]
     return found
+
+
+def _left_out(stage: str, filters: Sequence[str]) -> bool:
+    """Whether a stage belongs to a filter, ``retrained/<filter>/...``, that nobody chose."""
+    return stage.startswith("retrained/") and stage.split("/")[1] not in filters
 
 
 @dataclass(frozen=True)

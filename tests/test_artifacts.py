@@ -1,3 +1,4 @@
+import errno
 import json
 import math
 import os
@@ -453,6 +454,29 @@ def test_atomic_replaces_only_on_success(tmp_path):
         interrupted()
     assert path.read_text() == "first"
     assert [p.name for p in tmp_path.iterdir()] == ["table.csv"]
+
+
+@pytest.mark.parametrize("fails_at", [1, 2])
+def test_a_disk_that_fills_up_late_leaves_what_was_there(saved, monkeypatch, fails_at):
+    """The new payload must not lie beside the old record: a finished training would be lost."""
+    done, calls = os.fsync, []
+
+    def full(descriptor):
+        calls.append(descriptor)
+        if len(calls) == fails_at:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        done(descriptor)
+
+    before = saved.arrays("attack")
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(ArtifactError, match="What was there is intact"):
+        saved.save("attack", {name: values[:1] for name, values in before.items()}, {})
+    assert len(calls) == fails_at
+    assert saved.has("attack")
+    assert {k: v.tolist() for k, v in saved.arrays("attack").items()} == {
+        k: v.tolist() for k, v in before.items()
+    }
+    assert not list(saved.folder.glob(".*"))
 
 
 def test_json_without_nan_or_not_at_all(tmp_path):

@@ -1,5 +1,6 @@
 import json
 from dataclasses import replace
+from fractions import Fraction
 from hashlib import sha256
 from itertools import pairwise, product
 
@@ -386,7 +387,7 @@ def test_labels_sources_and_counts(dataset, surrogate, text):
         assert ((manifest.split == number) & ~manifest.cover).sum() == n
         assert table[name] == {
             "n_poisoned": n,
-            "n_cover": round(float(scenario.cover) / 100 * size),
+            "n_cover": round(Fraction(scenario.cover) * size / 100),
             "n_class": n_class,
             "poison_rate_class": pytest.approx(100 * n / n_class),
             "poison_rate_dataset": pytest.approx(100 * n / length),

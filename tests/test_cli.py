@@ -92,7 +92,8 @@ def test_runs_that_cannot_be_are_refused_before_anything_starts(arguments, words
 
 def test_run_calls_the_workflow_with_all_settings(monkeypatch, tmp_path, capsys):
     called = []
-    monkeypatch.setattr(workflow, "execute", lambda words, *_: called.append(words) or 0)
+    monkeypatch.setattr(workflow, "execute", lambda words, *_, **__: called.append(words) or 0)
+    monkeypatch.setattr(workflow, "SIGN", tmp_path / "notes" / "alive")
     place = ["--profile", "tiny", "--runs", str(tmp_path), "--jobs", "3", "--minutes", "7"]
     asked = ["standard-s3-p15-r0", "clean-r0"]
     assert main(["run", *place, "--unlock", "--device", "cpu", "--scenarios", *asked]) == 0
@@ -106,6 +107,14 @@ def test_run_calls_the_workflow_with_all_settings(monkeypatch, tmp_path, capsys)
     told = capsys.readouterr()
     assert "images: synthetic" in told.out
     assert "0 of 2 runs finished" in told.err
+    # Runs that are finished say nothing of what lies beyond them.
+    for name in asked:
+        finish(Run(tmp_path, PROFILES["tiny"], Scenario.parse(name)))
+    beyond = ["--stage", "beyond", "--filters", "perfect"]
+    assert main(["run", *place, *beyond, "--scenarios", *asked]) == 0
+    assert "every_beyond" in called[-1]
+    assert "filters=perfect" in called[-1]
+    assert "runs finished" not in capsys.readouterr().err
 
 
 def test_a_side_road_is_taken_when_asked_for(monkeypatch, tmp_path):
@@ -164,7 +173,7 @@ def test_counts_that_cannot_be_are_refused(option, capsys):
 
 @pytest.mark.parametrize("minutes", ["0", "-5", "1.5", "ten"])
 def test_a_time_limit_is_a_count(minutes, monkeypatch, capsys):
-    monkeypatch.setattr(workflow, "execute", lambda *_: pytest.fail("must not start"))
+    monkeypatch.setattr(workflow, "execute", lambda *_, **__: pytest.fail("must not start"))
     with pytest.raises(SystemExit):
         main(["run", "--scenarios", "standard-s3-p15-r0", f"--minutes={minutes}"])
     assert f"'{minutes}' is no whole number from 1 on" in capsys.readouterr().err
@@ -183,7 +192,7 @@ def test_a_time_limit_is_a_count(minutes, monkeypatch, capsys):
     ],
 )
 def test_a_file_is_no_folder_of_runs(command, below, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(workflow, "execute", lambda *_: pytest.fail("must not start"))
+    monkeypatch.setattr(workflow, "execute", lambda *_, **__: pytest.fail("must not start"))
     file = tmp_path / "runs"
     file.write_text("mine")
     with pytest.raises(SystemExit) as stop:

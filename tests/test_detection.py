@@ -47,6 +47,7 @@ def test_heatmap_clustering_starts_once_as_released_and_ten_times_for_comparison
     assert (best["metric"], best["start"], best["converged"]) == (
         "mean-distance", "k-means++", True,
     )  # fmt: skip
+    assert {best["n_init"], METHODS["heatmap_restarts"].estimator.n_init} == {10}, "the solver too"
     # Two pixels with masses q and 1 - q have the mean distance 2 q (1 - q). Four maps far from a
     # wide crowd: the sum of costs is least where they stand alone, but one start ends in the crowd.
     distance = np.r_[np.full(4, 0.06), np.linspace(0.3, 0.46, 95)]

@@ -131,6 +131,10 @@ def test_networks_after_detection_stay_until_every_filter_is_there(make, publish
         made_from = (again, "attack"), (again, f"{place}/filter")
         again.save(f"{place}/training", {"w": torch.ones(1)}, {}, made_from=made_from)
         assert Published(folder, "tiny", [again], keep="yes").lacking == lacking
+    # A choice of images that is not sound any more makes its network worthless.
+    again.path("retrained/random/filter").write_text("{")
+    lacking = {NEW: ["after_detection"]}
+    assert Published(folder, "tiny", [again], keep="yes").lacking == lacking
 
 
 def test_a_run_in_training_may_be_published_again_and_again(make, publish):

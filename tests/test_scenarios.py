@@ -70,17 +70,17 @@ IDS = {
         "repetition": 1,
     },
     "sinusoidal-a20-p33-r0": {"attack": "sinusoidal", "amplitude": 20, "percent": "33"},
-    "standard-s1-p15-from1+2-to7-win8x9-released-rgbffffff-cover10-resnet-r2": {
+    "standard-s1-p15-from1+2-to7-win8x9-rgbffffff-cover10-resnet-r2": {
         "side": 1,
         "source_classes": (1, 2),
         "target_class": 7,
         "window": (8, 9),
-        "positions": "released",
         "colour": "ffffff",
         "cover": "10",
         "model": "resnet",
         "repetition": 2,
     },
+    "standard-s12-p15-released-r0": {"side": 12, "positions": "released"},
     "label_consistent-s3-p15-pgd10x0.00001-l2300-start-r0": {
         "attack": "label_consistent",
         "pgd_steps": 10,
@@ -97,13 +97,26 @@ def combinations(attack, n):
     names, lists = zip(*CHOICES[attack].items(), strict=True)
     draw = random.Random(attack)
     every = product(*lists) if attack == "clean" else (map(draw.choice, lists) for _ in range(n))
-    return [{"attack": attack} | dict(zip(names, values, strict=True)) for values in every]
+    return [coherent({"attack": attack} | dict(zip(names, one, strict=True))) for one in every]
+
+
+def coherent(values):
+    """Take out what has no effect beside the rest, and is refused."""
+    if values.get("positions") == "released":
+        del values["window"]
+    if values.get("pgd_radius", 0) >= values.get("pgd_steps", 5) * values.get("pgd_step", 0.015):
+        values["pgd_random_start"] = True
+    return values
 
 
 @pytest.mark.parametrize(("text", "values"), IDS.items())
 def test_id_and_scenario_name_each_other(text, values):
     assert str(Scenario(**values)) == text
     assert Scenario.parse(text) == Scenario(**values)
+
+
+def test_the_same_attack_has_one_name():
+    assert str(Scenario.parse("standard-s3-p15-from2+1-r0")) == "standard-s3-p15-from1+2-r0"
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
@@ -151,7 +164,10 @@ def test_every_field_has_its_place_in_the_id():
         "standard-s33-p15-r0",
         "standard-s11-p15-r0",
         "label_consistent-s9-p15-released-r0",
-        "standard-s14-p15-win32x32-released-r0",
+        "standard-s14-p15-released-r0",
+        "standard-s3-p15-win20x20-released-r0",
+        "label_consistent-s3-p15-l22-r0",
+        "label_consistent-s3-p15-linf9-r0",
         "standard-s3-p0-r0",
         "standard-s3-p100-r0",
         "standard-s3-p15%-r0",
@@ -210,6 +226,11 @@ def test_wrong_id_shows_the_grammar(text):
         ({"attack": "blended", "amplitude": 101}, "opacity"),
         ({"attack": "label_consistent", "pgd_norm": "l1"}, "pgd_norm"),
         ({"attack": "label_consistent", "pgd_step": 0}, "pgd_step"),
+        (
+            {"attack": "label_consistent", "pgd_radius": 0.075},
+            r"less than 0\.075, which 5",
+        ),
+        ({"positions": "released", "window": (8, 9)}, "four points"),
     ],
 )
 def test_useless_values_are_refused(values, named):
@@ -219,10 +240,9 @@ def test_useless_values_are_refused(values, named):
 
 @pytest.mark.parametrize(("attack", "largest"), [("standard", 13), ("label_consistent", 8)])
 def test_stickers_at_the_released_positions_stay_inside_the_image(attack, largest):
-    settings = {"positions": "released", "window": (32, 32)}
-    assert Scenario(attack, side=largest, **settings).side == largest
+    assert Scenario(attack, side=largest, positions="released").side == largest
     with pytest.raises(ValueError, match=f"1 to {largest} pixels"):
-        Scenario(attack, side=largest + 1, **settings)
+        Scenario(attack, side=largest + 1, positions="released")
     assert Scenario(attack, side=32, window=(32, 32)).side == 32
 
 

@@ -190,6 +190,23 @@ def test_problems_are_found_and_named_with_their_page(tmp_path):
     ]
 
 
+def test_folders_that_are_no_runs_have_no_pages(tmp_path):
+    runs = make_runs(tmp_path / "runs")
+    (folder,) = [path for path in (runs / "tiny").glob("standard*") if path.is_dir()][:1]
+    shutil.copytree(folder, folder.with_name(f"{folder.name}_backup"))
+    pages = site.build(runs, PROFILES["tiny"], tmp_path / "site")
+    assert not any("backup" in str(page) for page in pages)
+
+
+def test_pages_of_another_profile_are_not_the_concern_of_this_one(tmp_path, capsys):
+    runs = make_runs(tmp_path / "runs")
+    shutil.copytree(runs / "tiny", runs / "demo")
+    write(runs / "demo" / "07_x.ipynb", picture(alt=""))
+    arguments = ["--runs", str(runs), "--out", str(tmp_path / "site"), "--profile"]
+    assert site.main([*arguments, "demo"]) == 1
+    assert site.main([*arguments, "tiny"]) == 0, capsys.readouterr().out
+
+
 def test_the_command_says_what_is_wrong(tmp_path, capsys):
     runs = make_runs(tmp_path / "runs")
     arguments = ["--profile", "tiny", "--runs", str(runs), "--out", str(tmp_path / "site")]

@@ -212,6 +212,15 @@ def test_the_extended_set_is_what_the_thesis_asks_for():
     assert set(asked) - set(PAPER) == set(EXTENDED)
 
 
+@pytest.mark.parametrize(
+    ("k", "n", "text"),
+    [(0, 0, "–"), (3, 3, "100"), (9994, 10000, "99.9"), (9996, 10000, "99.96"),
+     (99998, 100000, "99.99"), (1, 3, "33.3")],
+)  # fmt: skip
+def test_100_stands_for_all_of_them(k, n, text):
+    assert tables._share(k, n) == text
+
+
 def test_scoreboard_counts_every_cell_once(make):
     cells = compared([make("standard-s3-p33-r0", **STANDARD)], "1")
     board = tables.scoreboard(cells).set_index("method")

@@ -171,6 +171,8 @@ def test_little_memory_changes_the_way_and_not_the_mean(spaces):
         (np.ones((3, 3)), {"epsilon": 0.0}, "epsilon must be positive, got 0.0"),
         (np.ones((3, 3)), {"max_iter": 0}, "max_iter must be at least 1"),
         (np.ones((3, 3)), {"labels": [0] * 7 + [1]}, "label"),
+        (np.ones((3, 3)), {"labels": [0.9] * 8}, "integers.*float64"),
+        (np.ones((3, 3)), {"labels": [np.nan] * 8}, "integers"),
     ],
 )
 def test_bad_input_is_named(spaces, centre, options, words):

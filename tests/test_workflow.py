@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -75,6 +76,47 @@ def test_command_holds_every_setting_and_leaves_defaults_to_the_workflow():
     assert line[line.index("--config") + 1 :] == [
         "profile=tiny", "scenarios=clean-r0 standard-s3-p15-r0", "runs=a folder", "minutes=5",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("folder", ["/runs #2", "/a: b", "/it's", '/"no"', "/{x}", "/end "])
+def test_a_folder_that_the_workflow_would_misread_is_refused(folder, capsys):
+    """Snakemake reads settings as YAML: "runs #2" was the folder "runs" to it."""
+    with pytest.raises(ValueError, match="rename the folder, or lead a link to it"):
+        workflow.command(["clean-r0"], "tiny", runs=folder)
+    assert main(["run", "--scenarios", "clean-r0", "--runs", folder, "--dry-run"]) == 2
+    assert f"runs is {folder!r}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("folder", ["/a b", "/#2", "/a:b", "/ü (1), [x] & 100% = c@d~", "/a\\b"])
+def test_any_other_folder_reaches_the_workflow_under_its_own_name(folder):
+    parse = pytest.importorskip("snakemake.cli").parse_config
+    line = workflow.command(["clean-r0"], "tiny", runs=folder, minutes=5)
+    read = parse(line[line.index("--config") + 1 :])
+    assert read == {"profile": "tiny", "scenarios": "clean-r0", "runs": folder, "minutes": 5}
+
+
+def test_locks_are_not_taken_from_a_run_that_is_at_work(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(workflow, "SIGN", tmp_path / "notes" / "alive")
+    with workflow.alive(), workflow.alive():  # two runs side by side are fine
+        arguments = ["run", "--scenarios", "clean-r0", "--runs", str(tmp_path), "--unlock"]
+        monkeypatch.setattr(workflow, "execute", lambda *_, **__: pytest.fail("must not start"))
+        assert main(arguments) == 2
+        assert "another run is at work" in capsys.readouterr().err
+    # The command that a killed run leaves behind is at work as well.
+    monkeypatch.undo()
+    monkeypatch.setattr(workflow, "SIGN", tmp_path / "notes" / "alive")
+    code = "import sys; print(1, flush=True); sys.stdin.read()"
+    with workflow.alive() as sign:
+        child = subprocess.Popen(
+            [sys.executable, "-c", code], pass_fds=(sign,),
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        assert child.stdout.readline() == "1\n"
+    with pytest.raises(ValueError, match="another run is at work"), workflow.alive(alone=True):
+        pass
+    child.communicate(timeout=20)
+    with workflow.alive(alone=True):
+        pass
 
 
 @pytest.fixture
@@ -211,6 +253,13 @@ def test_what_is_outdated_is_made_anew_without_notes_of_snakemake(
     runs[0].path("scan").write_text("{}")
     assert outdated(runs) == [runs[0].path("relevance")]
     assert outdated(runs, "beyond") == [runs[0].path("relevance"), runs[0].path("scan")]
+    # Nor is what belongs to a filter that nobody chose.
+    heatmap = runs[0].path("retrained/heatmap/training")
+    heatmap.parent.mkdir(parents=True)
+    heatmap.write_text("{}")
+    assert heatmap in outdated(runs, "beyond")
+    assert heatmap in outdated(runs, "beyond", ["perfect", "heatmap"])
+    assert outdated(runs, "beyond", ["perfect"]) == outdated(runs, "beyond")[:-1]
     there = ("--runs", tmp_path, "--attack", "standard", "--p", "15")
     plan = planned(capfd, *there)
     assert (plan["lrp"], plan["gw_clustering"]) == (1, 1)
@@ -222,6 +271,13 @@ def recipe(*words):
     command = ["make", "-n", *words]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     return " ".join(done.stdout.replace("\\\n", " ").split())
+
+
+def test_a_quoted_home_is_the_same_folder_for_every_target():
+    folder = f"{Path.home()}/some runs"
+    for target in ("run", "figures", "status"):
+        assert f'"{folder}' in recipe(target, "RUNS=~/some runs")
+    assert '"data/~/runs' in recipe("figures", "RUNS=data/~/runs")
 
 
 def test_make_and_the_command_line_run_the_same_thing():
@@ -370,7 +426,7 @@ def test_pictures_of_gtsrb_stay_beside_the_runs(first_machine):
     assert beside == {"figure1", "figure3", "figure4"}
     assert {path.stem for path in published.iterdir()} == {
         "table1", "table2", "table3", "table4", "table5", "thesis", "scoreboard", "results",
-        "detection_rates", "localisation", "networks", "without_poison", "strength",
+        "detection_rates", "localisation", "networks", "without_poison", "strength", "claims",
     }  # fmt: skip
     assert "Figure 5 is missing" in (first_machine / "out.ipynb").read_text()
     for name in ("table1", "scoreboard", "detection_rates"):

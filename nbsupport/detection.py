@@ -14,7 +14,7 @@ from sklearn.base import BaseEstimator, clone
 
 from nbsupport import metrics
 from nbsupport.baselines import ActivationClustering, RawClustering, SpectralSignature, grey
-from nbsupport.embedding_clustering import DistanceMixture, EmbeddingClustering, SpRAy
+from nbsupport.embedding_clustering import DistanceMixture, SpRAy
 from nbsupport.heatmap_clustering import HeatmapClustering
 from nbsupport.poison_detector import PoisonDetector
 
@@ -24,7 +24,6 @@ __all__ = [
     "DetectionInputs",
     "DetectionResult",
     "DistanceMixture",
-    "EmbeddingClustering",
     "HeatmapClustering",
     "Method",
     "PoisonDetector",

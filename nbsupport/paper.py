@@ -13,16 +13,12 @@ from dataclasses import dataclass
 __all__ = [
     "AMPLITUDES", "ERRATA", "N_CLASS", "PER_CLASS_HITS", "TABLE5", "TABLES", "TEST_CLASS_SIZES",
     "THESIS_EUCLIDEAN", "THESIS_FULL_AMPLITUDE",
-    "THESIS_STATISTICS", "THESIS_STICKER_SIZES", "THESIS_STRENGTH", "TRAINING_IMAGES", "Counts",
-    "Erratum", "Row", "Statistics", "Strength", "erratum", "per_class_rates", "published",
-    "reference_rows",
+    "THESIS_STATISTICS", "THESIS_STICKER_SIZES", "THESIS_STRENGTH", "Counts", "Erratum",
+    "Row", "Statistics", "Strength", "per_class_rates", "published",
 ]  # fmt: skip
 
 N_CLASS = 1650
 """Clean training images of class 5 (80 km/h), the attacked class."""
-
-TRAINING_IMAGES = 34_799
-"""All training images; the standard attack moves images between classes and adds none."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +72,7 @@ class Row:
         Exact counts behind the row.
     counts_from : str
         "log" (the authors' run log), "rates" (the only integers that give the printed rates; see
-        `erratum` for the two exceptions) or "" without counts.
+        `ERRATA` for the two exceptions) or "" without counts.
     valid : bool
         Whether the row can be held against a run of `scenario`.
     erratum : str
@@ -97,16 +93,6 @@ class Row:
     counts_from: str = ""
     valid: bool = True
     erratum: str = ""
-
-    @property
-    def poison_rate_class(self) -> float:
-        """Poisoned share of the attacked class in percent."""
-        return 100 * self.n_poisoned / self.n_class
-
-    @property
-    def poison_rate_dataset(self) -> float:
-        """Poisoned share of all training images in percent."""
-        return 100 * self.n_poisoned / TRAINING_IMAGES
 
     def comparable(self, rate: str) -> float:
         """Return what a run may be held against, in percent.
@@ -634,20 +620,6 @@ def per_class_rates(scenario: str) -> list[float]:
     ]
 
 
-def erratum(id: str) -> Erratum:
-    """Look up an erratum by its id.
-
-    Raises
-    ------
-    KeyError
-        If there is none of that name (the message lists them).
-    """
-    for record in ERRATA:
-        if record.id == id:
-            return record
-    raise KeyError(f"no erratum is called {id!r}; there are {', '.join(e.id for e in ERRATA)}")
-
-
 def published(scenario: str, method: str) -> Row | None:
     """Return the paper's row for a scenario (id or object) and method, None where it has none.
 
@@ -657,46 +629,3 @@ def published(scenario: str, method: str) -> Row | None:
         if row.scenario == str(scenario) and row.method == method:
             return row
     return None
-
-
-def reference_rows(*, thesis: bool = False) -> list[dict]:
-    """List the published detections as plain records, ready for a data frame.
-
-    Parameters
-    ----------
-    thesis : bool
-        Also those that only the thesis reports.
-
-    Returns
-    -------
-    list of dict
-        Columns as in figures/results.csv where both have them (``acc``, ``n_tp``, ...; counts are
-        None where unknown), then ``counts_from``, ``valid`` and ``erratum``.
-    """
-    rows = TABLES
-    if thesis:
-        rows += THESIS_STICKER_SIZES + THESIS_FULL_AMPLITUDE + (THESIS_EUCLIDEAN,)
-    return [
-        {
-            "table": row.table,
-            "scenario": row.scenario,
-            "method": row.method,
-            "poison_rate_class": row.poison_rate_class,
-            "poison_rate_dataset": row.poison_rate_dataset,
-            "n_poisoned": row.n_poisoned,
-            "n_class": row.n_class,
-            "asr": row.asr,
-            "masr": row.masr,
-            "acc": row.acc,
-            "tpr": row.tpr,
-            "tnr": row.tnr,
-            **{
-                f"n_{name}": getattr(row.counts, name) if row.counts else None
-                for name in ("tp", "fn", "tn", "fp")
-            },
-            "counts_from": row.counts_from,
-            "valid": row.valid,
-            "erratum": row.erratum,
-        }
-        for row in rows
-    ]

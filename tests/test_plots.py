@@ -121,7 +121,7 @@ def test_rates_plot_names_every_method_even_those_missing_from_the_first_row():
 
 
 def test_rates_plot_draws_valid_printed_values_hollow():
-    reference = pd.DataFrame(paper.reference_rows())
+    reference = pd.DataFrame(map(vars, paper.TABLES))
     fig = plots.rates_plot(RESULTS, rates=("acc",), reference=reference)
     ax = fig.axes[0]
     points = [c.get_offsets() for c in ax.collections if isinstance(c, PathCollection)]

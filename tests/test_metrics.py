@@ -146,29 +146,6 @@ def test_pooled_interval_covers_runs_that_differ():
     assert math.isnan(metrics.pooled([], []).estimate)
 
 
-def test_bootstrap_is_repeatable_and_covers_like_the_normal_interval():
-    values = np.random.default_rng(4).normal(50, 10, size=400)
-    first, second = (metrics.bootstrap(values, rng=np.random.default_rng(5)) for _ in range(2))
-    assert first == second
-    half = 1.96 * values.std() / 20
-    assert first.low == pytest.approx(values.mean() - half, abs=0.15)
-    assert first.high == pytest.approx(values.mean() + half, abs=0.15)
-    median = metrics.bootstrap(values, rng=np.random.default_rng(5), statistic=np.median)
-    assert median.estimate == np.median(values)
-    with pytest.raises(ValueError, match="n > 0"):
-        metrics.bootstrap([], rng=np.random.default_rng(0))
-
-
-def test_pairing_removes_what_both_methods_share():
-    rng = np.random.default_rng(6)
-    run = rng.normal(80, 10, size=30)
-    ours, theirs = run + 2 + 0.1 * rng.standard_normal(30), run
-    paired = metrics.paired_difference(ours, theirs, rng=np.random.default_rng(7))
-    assert 1.9 < paired.low < paired.estimate < paired.high < 2.1
-    with pytest.raises(ValueError, match="equal lengths"):
-        metrics.paired_difference([1.0], [1.0, 2.0], rng=rng)
-
-
 def test_audit_accepts_any_true_detection():
     rng = np.random.default_rng(8)
     for _ in range(200):

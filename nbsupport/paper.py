@@ -10,43 +10,18 @@ poisoned.
 import math
 from dataclasses import dataclass
 
+from nbsupport.gtsrb import COUNTS
+from nbsupport.metrics import Confusion
+
 __all__ = [
-    "AMPLITUDES", "ERRATA", "N_CLASS", "PER_CLASS_HITS", "TABLE5", "TABLES", "TEST_CLASS_SIZES",
+    "AMPLITUDES", "ERRATA", "N_CLASS", "PER_CLASS_HITS", "TABLE5", "TABLES",
     "THESIS_EUCLIDEAN", "THESIS_FULL_AMPLITUDE",
-    "THESIS_STATISTICS", "THESIS_STICKER_SIZES", "THESIS_STRENGTH", "Counts", "Erratum",
+    "THESIS_STATISTICS", "THESIS_STICKER_SIZES", "THESIS_STRENGTH", "Erratum",
     "Row", "Statistics", "Strength", "per_class_rates", "published",
 ]  # fmt: skip
 
-N_CLASS = 1650
+N_CLASS = COUNTS["train"][5]
 """Clean training images of class 5 (80 km/h), the attacked class."""
-
-
-@dataclass(frozen=True)
-class Counts:
-    """Confusion counts of one detection.
-
-    Parameters
-    ----------
-    tp, fn : int
-        Poisoned images that were flagged, and missed.
-    tn, fp : int
-        Clean images that were kept, and flagged.
-    """
-
-    tp: int
-    fn: int
-    tn: int
-    fp: int
-
-    @property
-    def rates(self) -> tuple[float, float, float]:
-        """ACC, TPR and TNR in percent, unrounded."""
-        positive, negative = self.tp + self.fn, self.tn + self.fp
-        return (
-            100 * (self.tp + self.tn) / (positive + negative),
-            100 * self.tp / positive,
-            100 * self.tn / negative,
-        )
 
 
 @dataclass(frozen=True)
@@ -68,7 +43,7 @@ class Row:
         Detection rates as printed, in percent (two decimals, trailing zeros dropped).
     n_poisoned, n_class : int
         Poisoned images and all images of the attacked class that the scenario implies.
-    counts : Counts or None
+    counts : metrics.Confusion or None
         Exact counts behind the row.
     counts_from : str
         "log" (the authors' run log), "rates" (the only integers that give the printed rates; see
@@ -89,7 +64,7 @@ class Row:
     tnr: float
     n_poisoned: int
     n_class: int
-    counts: Counts | None = None
+    counts: Confusion | None = None
     counts_from: str = ""
     valid: bool = True
     erratum: str = ""
@@ -108,7 +83,7 @@ class Row:
         if not self.valid:
             return math.nan
         if self.erratum and self.counts:
-            return round(self.counts.rates[("acc", "tpr", "tnr").index(rate)], 2)
+            return round(getattr(self.counts, rate), 2)
         return getattr(self, rate)
 
 
@@ -218,7 +193,7 @@ def _rows(table, scenario, n, n_class, rate, detections, **marks):
         counts, source = None, ""
         if exact:
             (tp, fn, tn, fp), source = exact
-            counts = Counts(tp, fn, tn, fp)
+            counts = Confusion(tp, fn, tn, fp)
         printed = (asr, masr, acc, tpr, tnr)
         mark = marks.get(method, {})
         rows.append(Row(table, scenario, method, *printed, n, n_class, counts, source, **mark))
@@ -381,7 +356,7 @@ THESIS_FULL_AMPLITUDE = tuple(
 
 THESIS_EUCLIDEAN = Row(
     "thesis", "standard-s3-p33-r0", "heatmap_euclidean", 100.0, None, 84.33, 52.52, 100.0,
-    813, N_CLASS + 813, Counts(427, 386, 1650, 0), "log",
+    813, N_CLASS + 813, Confusion(427, 386, 1650, 0), "log",
 )  # fmt: skip
 """Heatmaps clustered by the Euclidean distance: what remains without Gromov-Wasserstein."""
 
@@ -402,13 +377,6 @@ THESIS_STRENGTH = tuple(
     )
 )  # fmt: skip
 """Standard attacks by the number of poisoned images (draft of the thesis), one run each."""
-
-TEST_CLASS_SIZES = (
-    60, 720, 750, 450, 660, 630, 150, 450, 450, 480, 660, 420, 690, 720, 270, 210, 150, 360, 390,
-    60, 90, 90, 120, 150, 90, 480, 180, 60, 150, 90, 150, 270, 60, 210, 120, 390, 120, 60, 690, 90,
-    90, 60, 90,
-)  # fmt: skip
-"""Test images of each of the 43 classes."""
 
 PER_CLASS_HITS: dict[str, tuple[int | None, ...]] = {
     "label_consistent-s3-p33-r0": (
@@ -616,7 +584,7 @@ def per_class_rates(scenario: str) -> list[float]:
     """
     return [
         math.nan if hits is None else 100 * hits / size
-        for hits, size in zip(PER_CLASS_HITS[scenario], TEST_CLASS_SIZES, strict=True)
+        for hits, size in zip(PER_CLASS_HITS[scenario], COUNTS["test"], strict=True)
     ]
 
 

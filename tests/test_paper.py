@@ -1,10 +1,9 @@
 import math
-import subprocess
-import sys
 
 import pytest
 
 from nbsupport import paper
+from nbsupport.gtsrb import COUNTS
 from nbsupport.scenarios import PAPER, Scenario
 
 ROWS = paper.TABLES + paper.THESIS_STICKER_SIZES + paper.THESIS_FULL_AMPLITUDE
@@ -89,11 +88,10 @@ def test_thesis_two_percent_row_is_a_standard_attack():
 
 
 def test_per_class_hits_reproduce_every_printed_masr_as_macro_mean():
-    assert sum(paper.TEST_CLASS_SIZES) == 12_630
     printed = {r.scenario: r.masr for r in ROWS if r.masr is not None}
     assert set(paper.PER_CLASS_HITS) == set(printed)
     for scenario, hits in paper.PER_CLASS_HITS.items():
-        pairs = list(zip(hits, paper.TEST_CLASS_SIZES, strict=True))
+        pairs = list(zip(hits, COUNTS["test"], strict=True))
         assert pairs.pop(5)[0] is None
         assert all(0 <= hit <= size for hit, size in pairs)
         macro = sum(100 * hit / size for hit, size in pairs) / 42
@@ -145,9 +143,3 @@ def test_errata_are_complete_and_referenced_ids_exist():
         assert all(vars(record).values()), record.id
     used = {row.erratum for row in (*ROWS, *paper.TABLE5, *paper.THESIS_STATISTICS)} - {""}
     assert used <= set(ids)
-
-
-def test_importing_the_tables_loads_no_library():
-    code = "import sys, nbsupport.paper; print({'torch', 'numpy'} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "set()"

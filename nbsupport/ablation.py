@@ -17,6 +17,7 @@ import pandas as pd
 from nbsupport import detection, distances, figures, gw, plots
 from nbsupport.artifacts import Run, atomic, checksum
 from nbsupport.detectors import one_of
+from nbsupport.embedding_clustering import VectorClustering
 from nbsupport.embeddings import sliced_quantiles
 from nbsupport.results import VERDICT, csv_text
 
@@ -230,12 +231,10 @@ def grid(
                 vectors = _embed(distance, given)
                 spent = time.perf_counter() - began
                 for clusterer in allowed:
-                    narrow = distance == "euclidean-pca" and clusterer != "mixture"
-                    estimator = detection.EmbeddingClustering(
-                        "vectors",
-                        clusterer,
-                        n_components=10 if narrow else "auto",
-                        random_state=random_state,
+                    # The covariance of more cannot be learned from so few images.
+                    kept = 4 if clusterer == "mixture" else 10 if "pca" in distance else None
+                    estimator = VectorClustering(
+                        clusterer, n_components=kept, random_state=random_state
                     )
                     found[name, distance, clusterer] = _split(estimator, vectors, ids, spent)
     if progress:

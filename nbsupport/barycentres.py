@@ -11,6 +11,7 @@ References
    ICML 2016.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -21,7 +22,6 @@ from nbsupport import gw
 from nbsupport.transport import (
     Couplings,
     HeatmapSpaces,
-    Matches,
     Options,
     as_centres,
     as_labels,
@@ -30,6 +30,9 @@ from nbsupport.transport import (
 )
 
 __all__ = ["Barycentres", "Clustering", "EntropicGeometry", "average", "draw_centres", "kmeans"]
+
+CENTRE_TOL = 1e-3
+"""Centres stand still when no entry changes by more than this share of the largest."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ class Barycentres:
     n_rounds : int
         Rounds.
     converged : bool
-        Whether the last round changed no entry by more than `centre_tol` of the largest.
+        Whether the last round changed no entry by more than `CENTRE_TOL` of the largest.
     """
 
     centres: np.ndarray
@@ -57,33 +60,35 @@ class Barycentres:
 
 @dataclass(frozen=True)
 class Clustering:
-    """Heatmaps in k groups around barycentres.
+    """Heatmaps in k groups around centres.
 
     Attributes
     ----------
     labels : ndarray, shape (n,), int64
-        Group of each map: the centre of smallest value.
-    centres : ndarray, shape (k, m, m)
-        Barycentres.
-    matches : Matches
-        All maps against these centres, with a report for each pair.
-    inertia : float
-        Sum of the smallest values.
+        Group of each map: the centre of smallest cost.
+    cost : ndarray, shape (n, k)
+        What each centre costs each map, such as a GW value.
+    centres : ndarray, shape (k, ...)
+        Means, such as barycentres (k, m, m).
     n_rounds : int
         Rounds of the best start.
     converged : bool
         Whether in its last round no map changed its group and the centres stood still.
-    history : ndarray, shape (n_rounds,)
-        Inertia in each round of the best start, on couplings that have not settled yet.
+    n_unsettled : int
+        Pairs of a map and a centre on which the solver gave up.
     """
 
     labels: np.ndarray
+    cost: np.ndarray
     centres: np.ndarray
-    matches: Matches
-    inertia: float
     n_rounds: int
     converged: bool
-    history: np.ndarray
+    n_unsettled: int = 0
+
+    @property
+    def inertia(self) -> float:
+        """Sum of the smallest costs."""
+        return float(self.cost.min(axis=1).sum())
 
 
 class _Sums:
@@ -121,7 +126,6 @@ def average(
     start=None,
     rng: np.random.Generator | None = None,
     max_rounds: int = 100,
-    centre_tol: float = 1e-3,
     n_bytes: int = 2**31,
     **options,
 ) -> Barycentres:
@@ -144,9 +148,7 @@ def average(
     rng : numpy Generator, optional
         Source of the random start.
     max_rounds : int, default 100
-        Most rounds.
-    centre_tol : float, default 1e-3
-        Stop when a round changes no entry by more than this share of the largest.
+        Most rounds; `CENTRE_TOL` says when to stop before.
     n_bytes : int, default 2 GiB
         Most memory for `transport.Couplings`.
     **options
@@ -182,14 +184,14 @@ def average(
     maps = torch.nonzero(own >= 0)[:, 0]
     own, couplings, objective, shift = own[maps], Couplings(n_bytes), [], np.inf
     options = Options(epsilon, **options)
-    while len(objective) < max_rounds and shift > centre_tol:
+    while len(objective) < max_rounds and shift > CENTRE_TOL:
         total, sums = 0.0, _Sums(C)
         for chunk, _, found in sweep(spaces, maps, C, options, labels=own, couplings=couplings):
             total += float((found.value - epsilon * _entropy(found.T)).sum())
             sums.add(own[chunk], found.structure)
         objective.append(total / len(maps))
         options, (C, shift) = _later(options), sums.centres()
-    return Barycentres(C.cpu().numpy(), np.array(objective), len(objective), shift <= centre_tol)
+    return Barycentres(C.cpu().numpy(), np.array(objective), len(objective), shift <= CENTRE_TOL)
 
 
 class EntropicGeometry:
@@ -251,7 +253,7 @@ class EntropicGeometry:
         cost = self.cost(centre)
         return cost - cost.min()
 
-    def lloyd(self, centres, max_rounds: int = 50, centre_tol: float = 1e-3) -> Clustering:
+    def lloyd(self, centres, max_rounds: int = 50) -> Clustering:
         """Run Lloyd's algorithm from centres (k, m, m).
 
         A round is a gradient step of all couplings (the first round: until they settle), then a
@@ -259,28 +261,26 @@ class EntropicGeometry:
         """
         C, couplings = as_centres(centres, self.spaces), Couplings(self.n_bytes)
         options, maps = Options(self.epsilon, **self.options), torch.arange(self.n, device=C.device)
-        labels, history, converged = torch.full_like(maps, -1), [], False
-        while len(history) < max_rounds and not converged:
-            nearest, inertia, sums = torch.empty_like(maps), 0.0, _Sums(C)
+        labels, n_rounds, converged = torch.full_like(maps, -1), 0, False
+        while n_rounds < max_rounds and not converged:
+            nearest, sums = torch.empty_like(maps), _Sums(C)
             for chunk, _, found in sweep(self.spaces, maps, C, options, couplings=couplings):
-                value, best = found.value.view(-1, len(C)).min(1)
+                best = found.value.view(-1, len(C)).min(1).indices
                 structure = found.structure.view(-1, *C.shape)
                 sums.add(best, structure[torch.arange(len(best)).to(best), best])
-                nearest[chunk], inertia = best, inertia + float(value.sum())
-            history.append(inertia)
-            options, (C, shift) = _later(options), sums.centres()
-            converged = bool((nearest == labels).all()) and shift <= centre_tol
+                nearest[chunk] = best
+            n_rounds, options, (C, shift) = n_rounds + 1, _later(options), sums.centres()
+            converged = bool((nearest == labels).all()) and shift <= CENTRE_TOL
             labels = nearest
         centres = C.cpu().numpy()
         final = match(self.spaces, centres, self.epsilon, couplings=couplings, **self.options)
         return Clustering(
             labels=final.value.argmin(axis=1),
+            cost=final.value,
             centres=centres,
-            matches=final,
-            inertia=float(final.value.min(axis=1).sum()),
-            n_rounds=len(history),
+            n_rounds=n_rounds,
             converged=converged,
-            history=np.array(history),
+            n_unsettled=int((~final.converged).sum()),
         )
 
 
@@ -316,28 +316,25 @@ def kmeans(
     *,
     n_init: int = 1,
     max_rounds: int = 50,
-    centre_tol: float = 1e-3,
+    draw: Callable[..., np.ndarray] = draw_centres,
 ) -> Clustering:
-    """Cluster heatmaps around barycentres; no map is ever matched with another map.
+    """Cluster heatmaps around means such as barycentres; no map is compared with another map.
 
     Parameters
     ----------
-    geometry : EntropicGeometry
+    geometry : EntropicGeometry, or anything with its `n`, `lloyd` and what `draw` asks for
         The maps, how to compare them, and the source of all draws.
     n_clusters : int, default 2
         Number k of groups.
     n_init : int, default 1
-        Starts, of which the one of least inertia is kept. Each is a k-means++ draw among the
-        barycentres of single maps.
+        Starts, of which the one of least inertia is kept.
     max_rounds : int, default 50
         Most rounds of Lloyd's algorithm.
-    centre_tol : float, default 1e-3
-        The centres stand still when no entry changes by more than this share of the largest.
+    draw : callable, default `draw_centres`
+        Called with geometry and number, gives the first centres: far apart (k-means++), if nothing
+        else is said.
     """
     if not 1 <= n_clusters <= geometry.n:
         raise ValueError(f"n_clusters={n_clusters} must lie between 1 and the {geometry.n} maps")
-    runs = [
-        geometry.lloyd(draw_centres(geometry, n_clusters), max_rounds, centre_tol)
-        for _ in range(n_init)
-    ]
+    runs = [geometry.lloyd(draw(geometry, n_clusters), max_rounds) for _ in range(n_init)]
     return min(runs, key=lambda run: run.inertia)

@@ -2,7 +2,7 @@
 
 scikit-learn has the algorithms; what is added is that all of them can tell, also for points that
 they have not seen, how far each group is. A clusterer is used once: `fit(Z)` returns the group of
-each point of `Z`, shape (n, d), or -1 for a point that belongs nowhere. Then
+each point of `Z`, shape (n, d). Then
 
 `cost(Z)`
     Cost of each group for each point, shape (n, groups): smaller is nearer.
@@ -19,12 +19,12 @@ import warnings
 import numpy as np
 from scipy.linalg import eigh
 from scipy.sparse.csgraph import laplacian
-from sklearn.cluster import HDBSCAN, KMeans
+from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 from sklearn.neighbors import NearestNeighbors, kneighbors_graph
 
-__all__ = ["DensityGroups", "KMeansGroups", "MixtureGroups", "SpectralGroups"]
+__all__ = ["KMeansGroups", "MixtureGroups", "SpectralGroups"]
 
 
 class KMeansGroups:
@@ -167,37 +167,5 @@ class SpectralGroups:
     def cost(self, Z: np.ndarray) -> np.ndarray:
         """Squared distance to each centre, among the eigenvectors."""
         return self.kmeans.cost(self.embedding[self.nearest.kneighbors(Z)[1][:, 0]])
-
-    spread = cost
-
-
-class DensityGroups:
-    """HDBSCAN: finds the number of groups, and leaves out points where it is thin.
-
-    Parameters
-    ----------
-    min_cluster_size : int
-        Fewest points of a group.
-
-    Notes
-    -----
-    The cost is the squared distance to the mean of each group; groups need not be round, so that
-    the nearest mean is not always that of the own group.
-    """
-
-    acquits, n_iter = False, 1
-
-    def __init__(self, min_cluster_size=10):
-        self.min_cluster_size = min_cluster_size
-
-    def fit(self, Z: np.ndarray) -> np.ndarray:
-        """Group the points."""
-        size = max(2, min(self.min_cluster_size, len(Z)))
-        self.hdbscan = HDBSCAN(min_cluster_size=size, store_centers="centroid", copy=True)
-        return self.hdbscan.fit_predict(Z).astype(np.int64)
-
-    def cost(self, Z: np.ndarray) -> np.ndarray:
-        """Squared distance of each point to the mean of each group."""
-        return ((Z[:, None] - self.hdbscan.centroids_) ** 2).sum(axis=2)
 
     spread = cost

@@ -14,7 +14,7 @@ from sklearn.base import BaseEstimator, clone
 
 from nbsupport import metrics
 from nbsupport.baselines import ActivationClustering, RawClustering, SpectralSignature, grey
-from nbsupport.embedding_clustering import DistanceMixture, EmbeddingClustering, SpRAy
+from nbsupport.embedding_clustering import DistanceMixture, SpRAy
 from nbsupport.heatmap_clustering import HeatmapClustering
 from nbsupport.poison_detector import PoisonDetector
 
@@ -24,7 +24,6 @@ __all__ = [
     "DetectionInputs",
     "DetectionResult",
     "DistanceMixture",
-    "EmbeddingClustering",
     "HeatmapClustering",
     "Method",
     "PoisonDetector",
@@ -110,11 +109,7 @@ class Method:
     Attributes
     ----------
     name : str
-        Key in `METHODS`.
-    label : str
-        For axes and legends.
-    paper_name : str
-        What the paper calls it, or "" where it does not have it.
+        Key in `METHODS`; `nbsupport.figures.METHOD_STYLE` has its label.
     needs : str
         The field of `DetectionInputs` it reads.
     estimator : estimator
@@ -124,8 +119,6 @@ class Method:
     """
 
     name: str
-    label: str
-    paper_name: str
     needs: str
     estimator: BaseEstimator
     composite: str = ""
@@ -134,59 +127,24 @@ class Method:
 METHODS = {
     method.name: method
     for method in (
-        Method("raw_pca", "raw, PCA", "k-means on raw data (PCA)", "images", RawClustering("PCA")),
-        Method(
-            "raw_fastica",
-            "raw, FastICA",
-            "k-means on raw data (FastICA)",
-            "images",
-            RawClustering("FastICA"),
-        ),
-        Method(
-            "activation",
-            "activation",
-            "Activation Clustering",
-            "activations",
-            ActivationClustering(),
-        ),
-        Method("activation_logits", "activation (logits)", "", "logits", ActivationClustering()),
+        Method("raw_pca", "images", RawClustering("PCA")),
+        Method("raw_fastica", "images", RawClustering("FastICA")),
+        Method("activation", "activations", ActivationClustering()),
+        Method("activation_logits", "logits", ActivationClustering()),
         Method(
             "heatmap",
-            "heatmap",
-            "Heatmap Clustering",
             "heatmaps",
             # As released: from one map against all others, once, 20 rounds at most.
             HeatmapClustering(start="released", n_init=1, max_iter=20),
             "released",
         ),
-        Method(
-            "heatmap_restarts",
-            "heatmap, best of ten starts",
-            "",
-            "heatmaps",
-            HeatmapClustering(n_init=10),
-            "released",
-        ),
-        Method(
-            "heatmap_euclidean",
-            "heatmap, Euclidean",
-            "",
-            "heatmaps",
-            HeatmapClustering("euclidean"),
-            "released",
-        ),
-        Method(
-            "heatmap_sliced",
-            "heatmap, sliced Wasserstein",
-            "",
-            "heatmaps",
-            HeatmapClustering("sliced-wasserstein"),
-            "released",
-        ),
-        Method("spray", "SpRAy", "", "heatmaps", SpRAy(), "gamma"),
-        Method("mixture", "distance mixture", "", "heatmaps", DistanceMixture(), "gamma"),
-        Method("spectral", "spectral signature", "", "activations", SpectralSignature()),
-        Method("poison_detector", "PoisonDetector", "", "evidence", PoisonDetector()),
+        Method("heatmap_restarts", "heatmaps", HeatmapClustering(n_init=10), "released"),
+        Method("heatmap_euclidean", "heatmaps", HeatmapClustering("euclidean"), "released"),
+        Method("heatmap_sliced", "heatmaps", HeatmapClustering("sliced-wasserstein"), "released"),
+        Method("spray", "heatmaps", SpRAy(), "gamma"),
+        Method("mixture", "heatmaps", DistanceMixture(), "gamma"),
+        Method("spectral", "activations", SpectralSignature()),
+        Method("poison_detector", "evidence", PoisonDetector()),
     )
 }
 """Methods by short name. "activation_logits" is what the released code clusters."""

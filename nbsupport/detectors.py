@@ -124,11 +124,10 @@ def suspect_cluster(labels: np.ndarray, cost: np.ndarray) -> int | None:
     Parameters
     ----------
     labels : ndarray, shape (n,)
-        Cluster of each image; a negative one belongs to no cluster.
+        Cluster of each image.
     cost : ndarray, shape (n, k)
         Squared distance of each image to each centre.
     """
-    labels, cost = labels[labels >= 0], cost[labels >= 0]
     sizes = np.bincount(labels, minlength=cost.shape[1])
     present = np.flatnonzero(sizes)
     if len(present) < 2:

@@ -18,18 +18,15 @@ from sklearn.decomposition import PCA
 from sklearn.utils.validation import validate_data
 
 from nbsupport import distances
-from nbsupport.clusterers import DensityGroups, KMeansGroups, MixtureGroups, SpectralGroups
-from nbsupport.detectors import HeatmapDetector, one_of, suspect_cluster
-from nbsupport.embeddings import downsized, sliced_quantiles
+from nbsupport.clusterers import KMeansGroups, MixtureGroups, SpectralGroups
+from nbsupport.detectors import Detector, HeatmapDetector, one_of, suspect_cluster
+from nbsupport.embeddings import downsized
 
-__all__ = ["DistanceMixture", "EmbeddingClustering", "SpRAy"]
-
-EMBEDDINGS = ("vectors", "pixels", "sliced-wasserstein", "distance-distribution", "mean-distance")
-CLUSTERERS = ("kmeans", "mixture", "spectral", "hdbscan")
+__all__ = ["DistanceMixture", "SpRAy", "VectorClustering"]
 
 
-class _Embedded(HeatmapDetector):
-    """Embed the maps, standardise or project them if asked, and cluster the vectors.
+class _Embedded(Detector):
+    """Embed the images, standardise or project them if asked, and cluster the vectors.
 
     A subclass says `_embed(X)`, `_make_clusterer()` and `n_clusters`.
     """
@@ -87,35 +84,20 @@ class _Embedded(HeatmapDetector):
         return self.clusterer_.cost(self._project(vectors))
 
 
-class EmbeddingClustering(_Embedded):
-    """Any embedding with any clusterer: the grid that tells what a method's success is due to.
+class VectorClustering(_Embedded):
+    """Any vectors with any clusterer: the grid that tells what a method's success is due to.
 
     Parameters
     ----------
-    embedding : str, default "distance-distribution"
-        Whose Euclidean distance is meant. "vectors": rows as they are (activations, logits, or
-        anything else; images are flattened). The others embed heatmaps: "pixels", their weights
-        pixel by pixel; "sliced-wasserstein", see `nbsupport.embeddings.sliced_quantiles`;
-        "distance-distribution", see `nbsupport.distances.distance_quantiles`; "mean-distance", the
-        one number that the collapsed paper's method sees, see `nbsupport.distances.mean_distance`.
-    clusterer : {"kmeans", "mixture", "spectral", "hdbscan"}, default "kmeans"
-        k-means; Gaussians of different covariance; k-means among the eigenvectors of the graph of
-        nearest neighbours; or density, which finds the number of clusters itself and gives the
-        label -1, never flagged, to images that lie in none. See `nbsupport.clusterers`.
+    clusterer : {"kmeans", "mixture", "spectral"}, default "kmeans"
+        k-means; Gaussians of different covariance; or k-means among the eigenvectors of the graph
+        of nearest neighbours. See `nbsupport.clusterers`.
     n_clusters : int, default 2
-        Number of clusters; "spectral" takes "eigengap" too, and "hdbscan" ignores it.
-    n_components : int, None or "auto", default "auto"
-        Principal components of the embedding that are clustered; None is the embedding itself.
-        "auto" is 4 for the mixture, which cannot do with more, and None for the others.
-    standardise : bool, default False
-        Bring all coordinates of the embedding to variance 1 first. The distance is another one
-        then.
-    share, negative
-        Which pixels are kept; see `nbsupport.gw.grid_weights`.
-    normalise : bool, default False
-        Measure distances within a map in diameters of its support instead of pixels.
-    n_init, random_state : int, default 10 and 0
-        Starts of k-means and mixture, and the seed of all draws.
+        Number of clusters.
+    n_components : int, optional
+        Principal components of the vectors that are clustered; the vectors themselves if left out.
+    random_state : int, default 0
+        Seed of all draws.
 
     Attributes
     ----------
@@ -126,77 +108,34 @@ class EmbeddingClustering(_Embedded):
 
     Notes
     -----
-    Gromov-Wasserstein itself is Euclidean in no embedding: it has `HeatmapClustering`. Greyscale
-    images may be given as heatmaps, to put raw images into the same grid.
-
-    k-medoids is not among the clusterers: scikit-learn has none, and what speaks for it, that a few
-    odd images cannot drag a group along, holds for HDBSCAN as well (`clusterer="hdbscan"`).
+    `X` has shape (n, d): activations, or an embedding of heatmaps (`nbsupport.embeddings`).
+    Gromov-Wasserstein itself is Euclidean in no embedding: it has `HeatmapClustering`.
     """
 
-    def __init__(
-        self,
-        embedding="distance-distribution",
-        clusterer="kmeans",
-        n_clusters=2,
-        n_components="auto",
-        standardise=False,
-        share=0.99,
-        negative="clip",
-        normalise=False,
-        n_init=10,
-        random_state=0,
-    ):
-        self.embedding = embedding
+    def __init__(self, clusterer="kmeans", n_clusters=2, n_components=None, random_state=0):
         self.clusterer = clusterer
         self.n_clusters = n_clusters
         self.n_components = n_components
-        self.standardise = standardise
-        self.share = share
-        self.negative = negative
-        self.normalise = normalise
-        self.n_init = n_init
         self.random_state = random_state
 
     def _validate(self, X, *, reset: bool) -> np.ndarray:
-        one_of("embedding", self.embedding, EMBEDDINGS)
-        if self.embedding != "vectors":
-            return super()._validate(X, reset=reset)
-        if np.ndim(X) > 2:
-            X = np.asarray(X).reshape(len(X), -1)
         return validate_data(
             self, X, reset=reset, dtype=np.float64, ensure_min_samples=2 if reset else 1
         )
 
     def _components(self) -> int | None:
-        if self.n_components != "auto":
-            return self.n_components
-        return 4 if self.clusterer == "mixture" else None
+        return self.n_components
 
     def _embed(self, X: np.ndarray) -> np.ndarray:
-        if self.embedding == "vectors":
-            return X
-        weights = self._weights(X)
-        if self.embedding == "pixels":
-            return weights
-        if self.embedding == "sliced-wasserstein":
-            return sliced_quantiles(weights, self.shape_)
-        if self.embedding == "mean-distance":
-            return distances.mean_distance(weights, self.shape_, normalise=self.normalise)[:, None]
-        return distances.distance_quantiles(weights, shape=self.shape_, normalise=self.normalise)
+        return X
 
     def _make_clusterer(self):
-        one_of("clusterer", self.clusterer, CLUSTERERS)
-        if self.n_clusters == "eigengap" and self.clusterer != "spectral":
-            raise ValueError(
-                f"n_clusters='eigengap' needs clusterer='spectral', got {self.clusterer!r}"
-            )
-        if self.clusterer == "hdbscan":
-            return DensityGroups()
         kinds = {"kmeans": KMeansGroups, "mixture": MixtureGroups, "spectral": SpectralGroups}
-        return kinds[self.clusterer](self.n_clusters, self.n_init, self.random_state)
+        one_of("clusterer", self.clusterer, tuple(kinds))
+        return kinds[self.clusterer](self.n_clusters, random_state=self.random_state)
 
 
-class DistanceMixture(_Embedded):
+class DistanceMixture(_Embedded, HeatmapDetector):
     """Two Gaussians on the shape of each heatmap: what 2-means on one number cannot see.
 
     Each map is described by the quantiles of its pixel distances under p x p: what Mémoli's
@@ -292,7 +231,7 @@ class DistanceMixture(_Embedded):
         return labels
 
 
-class SpRAy(_Embedded):
+class SpRAy(_Embedded, HeatmapDetector):
     """Spectral clustering of coarse heatmaps: SpRAy (Lapuschkin et al. 2019).
 
     The field's standard tool for finding odd groups among explanations. Made for an analyst who

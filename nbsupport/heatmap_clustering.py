@@ -4,13 +4,12 @@ What `fit` leaves behind is told in `nbsupport.detectors`.
 """
 
 import warnings
-from dataclasses import dataclass
 
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 
 from nbsupport import distances, gw
-from nbsupport.barycentres import EntropicGeometry, draw_centres
+from nbsupport.barycentres import Clustering, EntropicGeometry, draw_centres, kmeans
 from nbsupport.detectors import HeatmapDetector, one_of, suspect_cluster
 from nbsupport.embeddings import sliced_quantiles
 from nbsupport.transport import HeatmapSpaces, Options
@@ -136,17 +135,18 @@ class HeatmapClustering(HeatmapDetector):
         n_init = self.n_init
         if n_init == "auto":
             n_init = 1 if self.metric == "gw" else 10
-        geometry = self._geometry(weights, moments)
-        draw = _one_against_all if self.start == "released" else draw_centres
-        runs = [
-            geometry.lloyd(draw(geometry, self.n_clusters), self.max_iter) for _ in range(n_init)
-        ]
-        best = min(runs, key=lambda run: run.cost.min(axis=1).sum())
+        best = kmeans(
+            self._geometry(weights, moments),
+            self.n_clusters,
+            n_init=n_init,
+            max_rounds=self.max_iter,
+            draw=_one_against_all if self.start == "released" else draw_centres,
+        )
         self.cluster_centers_, self.n_iter_ = best.centres, best.n_rounds
         self.converged_ = best.converged and not best.n_unsettled
         if not self.converged_:
             self._warn_of_unrest(best)
-        self.inertia_ = float(best.cost.min(axis=1).sum())
+        self.inertia_ = best.inertia
         self.suspect_ = suspect_cluster(best.labels, best.cost)
         self.poison_clusters_ = np.array([] if self.suspect_ is None else [self.suspect_], int)
         self.epsilon_star_ = max(
@@ -196,18 +196,6 @@ def _one_against_all(geometry, n_clusters: int) -> np.ndarray:
     return np.stack([geometry.mean(~lonely), geometry.mean(lonely)])
 
 
-@dataclass(frozen=True)
-class _Run:
-    """What one run of Lloyd's algorithm found."""
-
-    labels: np.ndarray  # (n,)
-    cost: np.ndarray  # (n, k)
-    centres: np.ndarray  # (k, ...)
-    n_rounds: int
-    converged: bool  # nothing changed in the last round
-    n_unsettled: int = 0  # pairs of a map and a centre on which the solver gave up
-
-
 class _Geometry:
     """What Lloyd's algorithm has to know: how to average maps and what a centre costs a map."""
 
@@ -215,7 +203,7 @@ class _Geometry:
         cost = self.cost(centre)
         return cost - cost.min()
 
-    def lloyd(self, centres, max_rounds: int) -> _Run:
+    def lloyd(self, centres, max_rounds: int) -> Clustering:
         centres, labels = list(centres), np.full(self.n, -1)
         for n_rounds in range(1, max_rounds + 1):  # noqa: B007
             cost = np.stack([self.cost(centre) for centre in centres], axis=1)
@@ -227,7 +215,7 @@ class _Geometry:
                 for j, centre in enumerate(centres)
             ]
         cost = np.stack([self.cost(centre) for centre in centres], axis=1)
-        return _Run(cost.argmin(axis=1), cost, np.stack(centres), n_rounds, converged)
+        return Clustering(cost.argmin(axis=1), cost, np.stack(centres), n_rounds, converged)
 
 
 class _Collapsed(_Geometry):
@@ -301,14 +289,6 @@ class _Batched(EntropicGeometry):
             options.n_support,
             rng=rng,
             max_rounds=options.barycentre_iter,
-        )
-
-    def lloyd(self, centres, max_rounds: int) -> _Run:
-        found = super().lloyd(centres, max_rounds)
-        matches = found.matches
-        unsettled = int((~matches.converged).sum())
-        return _Run(
-            found.labels, matches.value, found.centres, found.n_rounds, found.converged, unsettled
         )
 
 

@@ -6,7 +6,7 @@ NaN, never 0 or 100.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from statistics import NormalDist
 
@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 __all__ = [
-    "Audit", "Confusion", "Interval", "asr", "audit", "auroc", "average_precision", "bootstrap",
-    "confusion", "confusion_by_id", "controls", "implied_share", "masr", "paired_difference",
-    "per_class_asr", "pooled", "recover_counts", "shuffled_auroc", "spread_range", "wilson",
+    "Audit", "Confusion", "Interval", "asr", "audit", "auroc", "average_precision", "confusion",
+    "confusion_by_id", "controls", "implied_share", "masr", "per_class_asr", "pooled",
+    "recover_counts", "shuffled_auroc", "spread_range", "wilson",
 ]  # fmt: skip
 
 NAN = float("nan")
@@ -311,66 +311,6 @@ def pooled(rates, sizes) -> Interval:
     if len(rates) > 1 and expected > 0:
         n /= max(1.0, rates.var(ddof=1) / expected)
     return wilson(share * n, n)
-
-
-def bootstrap(
-    values: ArrayLike,
-    *,
-    rng: np.random.Generator,
-    statistic: Callable[..., np.ndarray] = np.mean,
-    level: float = 0.95,
-    resamples: int = 2000,
-) -> Interval:
-    """Percentile bootstrap interval of a statistic.
-
-    Parameters
-    ----------
-    values : array, shape (n,)
-        Independent observations: one rate per run, say.
-    rng : numpy.random.Generator
-        Source of the resamples.
-    statistic : callable
-        Takes an array and ``axis``, like ``np.mean``.
-    level : float
-        Coverage.
-    resamples : int
-        Number of resamples.
-
-    Returns
-    -------
-    Interval
-        In the unit of ``values``.
-
-    Raises
-    ------
-    ValueError
-        If there is no value.
-    """
-    values = np.asarray(values, dtype=float)
-    if values.ndim != 1 or not values.size:
-        raise ValueError(f"bootstrap needs values of shape (n,), n > 0; got {values.shape}")
-    drawn = values[rng.integers(values.size, size=(resamples, values.size))]
-    tails = [(1 - level) / 2, (1 + level) / 2]
-    low, high = np.quantile(statistic(drawn, axis=1), tails)
-    return Interval(float(statistic(values, axis=0)), float(low), float(high))
-
-
-def paired_difference(
-    ours: ArrayLike, theirs: ArrayLike, *, rng: np.random.Generator, **options
-) -> Interval:
-    """Bootstrap the mean of ``ours - theirs``, resampling the pairs.
-
-    Parameters
-    ----------
-    ours, theirs : array, shape (n,)
-        Two methods on the same runs (rates) or the same images (hits), in the same order.
-    rng, **options
-        As in `bootstrap`.
-    """
-    ours, theirs = np.asarray(ours, dtype=float), np.asarray(theirs, dtype=float)
-    if ours.shape != theirs.shape:
-        raise ValueError(f"pairs need equal lengths; got {ours.shape} and {theirs.shape}")
-    return bootstrap(ours - theirs, rng=rng, **options)
 
 
 def controls(truth: ArrayLike, *, rng: np.random.Generator) -> dict[str, np.ndarray]:

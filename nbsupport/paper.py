@@ -10,47 +10,18 @@ poisoned.
 import math
 from dataclasses import dataclass
 
+from nbsupport.gtsrb import COUNTS
+from nbsupport.metrics import Confusion
+
 __all__ = [
-    "AMPLITUDES", "ERRATA", "N_CLASS", "PER_CLASS_HITS", "TABLE5", "TABLES", "TEST_CLASS_SIZES",
+    "AMPLITUDES", "ERRATA", "N_CLASS", "PER_CLASS_HITS", "TABLE5", "TABLES",
     "THESIS_EUCLIDEAN", "THESIS_FULL_AMPLITUDE",
-    "THESIS_STATISTICS", "THESIS_STICKER_SIZES", "THESIS_STRENGTH", "TRAINING_IMAGES", "Counts",
-    "Erratum", "Row", "Statistics", "Strength", "erratum", "per_class_rates", "published",
-    "reference_rows",
+    "THESIS_STATISTICS", "THESIS_STICKER_SIZES", "THESIS_STRENGTH", "Erratum",
+    "Row", "Statistics", "Strength", "per_class_rates", "published",
 ]  # fmt: skip
 
-N_CLASS = 1650
+N_CLASS = COUNTS["train"][5]
 """Clean training images of class 5 (80 km/h), the attacked class."""
-
-TRAINING_IMAGES = 34_799
-"""All training images; the standard attack moves images between classes and adds none."""
-
-
-@dataclass(frozen=True)
-class Counts:
-    """Confusion counts of one detection.
-
-    Parameters
-    ----------
-    tp, fn : int
-        Poisoned images that were flagged, and missed.
-    tn, fp : int
-        Clean images that were kept, and flagged.
-    """
-
-    tp: int
-    fn: int
-    tn: int
-    fp: int
-
-    @property
-    def rates(self) -> tuple[float, float, float]:
-        """ACC, TPR and TNR in percent, unrounded."""
-        positive, negative = self.tp + self.fn, self.tn + self.fp
-        return (
-            100 * (self.tp + self.tn) / (positive + negative),
-            100 * self.tp / positive,
-            100 * self.tn / negative,
-        )
 
 
 @dataclass(frozen=True)
@@ -72,11 +43,11 @@ class Row:
         Detection rates as printed, in percent (two decimals, trailing zeros dropped).
     n_poisoned, n_class : int
         Poisoned images and all images of the attacked class that the scenario implies.
-    counts : Counts or None
+    counts : metrics.Confusion or None
         Exact counts behind the row.
     counts_from : str
         "log" (the authors' run log), "rates" (the only integers that give the printed rates; see
-        `erratum` for the two exceptions) or "" without counts.
+        `ERRATA` for the two exceptions) or "" without counts.
     valid : bool
         Whether the row can be held against a run of `scenario`.
     erratum : str
@@ -93,20 +64,10 @@ class Row:
     tnr: float
     n_poisoned: int
     n_class: int
-    counts: Counts | None = None
+    counts: Confusion | None = None
     counts_from: str = ""
     valid: bool = True
     erratum: str = ""
-
-    @property
-    def poison_rate_class(self) -> float:
-        """Poisoned share of the attacked class in percent."""
-        return 100 * self.n_poisoned / self.n_class
-
-    @property
-    def poison_rate_dataset(self) -> float:
-        """Poisoned share of all training images in percent."""
-        return 100 * self.n_poisoned / TRAINING_IMAGES
 
     def comparable(self, rate: str) -> float:
         """Return what a run may be held against, in percent.
@@ -122,7 +83,7 @@ class Row:
         if not self.valid:
             return math.nan
         if self.erratum and self.counts:
-            return round(self.counts.rates[("acc", "tpr", "tnr").index(rate)], 2)
+            return round(getattr(self.counts, rate), 2)
         return getattr(self, rate)
 
 
@@ -232,7 +193,7 @@ def _rows(table, scenario, n, n_class, rate, detections, **marks):
         counts, source = None, ""
         if exact:
             (tp, fn, tn, fp), source = exact
-            counts = Counts(tp, fn, tn, fp)
+            counts = Confusion(tp, fn, tn, fp)
         printed = (asr, masr, acc, tpr, tnr)
         mark = marks.get(method, {})
         rows.append(Row(table, scenario, method, *printed, n, n_class, counts, source, **mark))
@@ -395,7 +356,7 @@ THESIS_FULL_AMPLITUDE = tuple(
 
 THESIS_EUCLIDEAN = Row(
     "thesis", "standard-s3-p33-r0", "heatmap_euclidean", 100.0, None, 84.33, 52.52, 100.0,
-    813, N_CLASS + 813, Counts(427, 386, 1650, 0), "log",
+    813, N_CLASS + 813, Confusion(427, 386, 1650, 0), "log",
 )  # fmt: skip
 """Heatmaps clustered by the Euclidean distance: what remains without Gromov-Wasserstein."""
 
@@ -416,13 +377,6 @@ THESIS_STRENGTH = tuple(
     )
 )  # fmt: skip
 """Standard attacks by the number of poisoned images (draft of the thesis), one run each."""
-
-TEST_CLASS_SIZES = (
-    60, 720, 750, 450, 660, 630, 150, 450, 450, 480, 660, 420, 690, 720, 270, 210, 150, 360, 390,
-    60, 90, 90, 120, 150, 90, 480, 180, 60, 150, 90, 150, 270, 60, 210, 120, 390, 120, 60, 690, 90,
-    90, 60, 90,
-)  # fmt: skip
-"""Test images of each of the 43 classes."""
 
 PER_CLASS_HITS: dict[str, tuple[int | None, ...]] = {
     "label_consistent-s3-p33-r0": (
@@ -686,22 +640,8 @@ def per_class_rates(scenario: str) -> list[float]:
     """
     return [
         math.nan if hits is None else 100 * hits / size
-        for hits, size in zip(PER_CLASS_HITS[scenario], TEST_CLASS_SIZES, strict=True)
+        for hits, size in zip(PER_CLASS_HITS[scenario], COUNTS["test"], strict=True)
     ]
-
-
-def erratum(id: str) -> Erratum:
-    """Look up an erratum by its id.
-
-    Raises
-    ------
-    KeyError
-        If there is none of that name (the message lists them).
-    """
-    for record in ERRATA:
-        if record.id == id:
-            return record
-    raise KeyError(f"no erratum is called {id!r}; there are {', '.join(e.id for e in ERRATA)}")
 
 
 def published(scenario: str, method: str) -> Row | None:
@@ -713,46 +653,3 @@ def published(scenario: str, method: str) -> Row | None:
         if row.scenario == str(scenario) and row.method == method:
             return row
     return None
-
-
-def reference_rows(*, thesis: bool = False) -> list[dict]:
-    """List the published detections as plain records, ready for a data frame.
-
-    Parameters
-    ----------
-    thesis : bool
-        Also those that only the thesis reports.
-
-    Returns
-    -------
-    list of dict
-        Columns as in figures/results.csv where both have them (``acc``, ``n_tp``, ...; counts are
-        None where unknown), then ``counts_from``, ``valid`` and ``erratum``.
-    """
-    rows = TABLES
-    if thesis:
-        rows += THESIS_STICKER_SIZES + THESIS_FULL_AMPLITUDE + (THESIS_EUCLIDEAN,)
-    return [
-        {
-            "table": row.table,
-            "scenario": row.scenario,
-            "method": row.method,
-            "poison_rate_class": row.poison_rate_class,
-            "poison_rate_dataset": row.poison_rate_dataset,
-            "n_poisoned": row.n_poisoned,
-            "n_class": row.n_class,
-            "asr": row.asr,
-            "masr": row.masr,
-            "acc": row.acc,
-            "tpr": row.tpr,
-            "tnr": row.tnr,
-            **{
-                f"n_{name}": getattr(row.counts, name) if row.counts else None
-                for name in ("tp", "fn", "tn", "fp")
-            },
-            "counts_from": row.counts_from,
-            "valid": row.valid,
-            "erratum": row.erratum,
-        }
-        for row in rows
-    ]

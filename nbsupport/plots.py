@@ -153,7 +153,7 @@ def rates_plot(
     rates : sequence of str
         Of "acc", "tpr" and "tnr".
     reference : DataFrame, optional
-        Printed rates by method and ``by`` (`paper.reference_rows`), drawn as hollow markers; rows
+        Printed rates by method and ``by`` (`paper.TABLES`), drawn as hollow markers; rows
         that are not ``valid`` are left out.
     title : str
         Finding.

@@ -9,7 +9,7 @@ from matplotlib.collections import PathCollection
 from matplotlib.colors import to_hex
 from runs import DETECTIONS, RESULTS, detected
 
-from nbsupport import figures, metrics, paper, plots
+from nbsupport import figures, gtsrb, metrics, paper, plots
 from nbsupport.metrics import Confusion
 
 RNG = np.random.default_rng(0)
@@ -121,7 +121,7 @@ def test_rates_plot_names_every_method_even_those_missing_from_the_first_row():
 
 
 def test_rates_plot_draws_valid_printed_values_hollow():
-    reference = pd.DataFrame(paper.reference_rows())
+    reference = pd.DataFrame(map(vars, paper.TABLES))
     fig = plots.rates_plot(RESULTS, rates=("acc",), reference=reference)
     ax = fig.axes[0]
     points = [c.get_offsets() for c in ax.collections if isinstance(c, PathCollection)]
@@ -140,7 +140,7 @@ def test_per_class_bars_state_the_macro_mean_and_skip_the_target():
     hits = paper.PER_CLASS_HITS["amplitude-a32-p33-r0"]
     rates = [
         None if hit is None else 100 * hit / n
-        for hit, n in zip(hits, paper.TEST_CLASS_SIZES, strict=True)
+        for hit, n in zip(hits, gtsrb.COUNTS["test"], strict=True)
     ]
     fig = plots.per_class_bars({"amplitude 32": rates})
     assert fig.axes[0].get_title(loc="left") == "amplitude 32: mean 25.65 %"

@@ -88,7 +88,7 @@ def what_came_out():
     assert attacked.named == "5 (evidence)"
     yield f"`PoisonDetector` names none of the {clean.classes} classes"
     yield f"accuses none of the {clean.images:,} images looked at (up to {clean.per_class} a class)"
-    yield f"accuses {WORDS[attacked.accused]} images of its sample of {attacked.per_class}, all pois"
+    yield f"accuses {WORDS[attacked.accused]} images of its sample of {attacked.per_class}, all"
     (missed,) = judged("poison_detector").loc[["blended-a20-p15"]].tpr
     assert missed == 0
 

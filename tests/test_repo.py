@@ -22,10 +22,10 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 FLOORS = (
     {"augmentation", "clusterers", "devices", "gtsrb", "gw", "localisation", "metrics", "models",
-     "paper", "scenarios", "widgets"},
-    {"art_adapter", "artifacts", "attacks", "audits", "detectors", "distances", "layouts",
+     "scenarios", "widgets"},
+    {"art_adapter", "artifacts", "attacks", "detectors", "distances", "layouts", "paper",
      "pictograms", "rules", "tracing"},
-    {"baselines", "embeddings", "execution", "figures", "graph", "results", "synthetic",
+    {"audits", "baselines", "embeddings", "execution", "figures", "graph", "results", "synthetic",
      "transport", "workflow"},
     {"attribution", "barycentres", "data", "embedding_clustering", "engine", "gradients",
      "pictures", "plots", "poison_detector", "published", "site"},

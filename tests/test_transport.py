@@ -229,15 +229,15 @@ def test_above_the_threshold_means_collapse_and_clusters_are_those_of_the_closed
     assert max(agree, 1 - agree) == 1.0
 
 
-def test_kmeans_finds_spots_and_reports_its_course():
+def test_kmeans_finds_spots_and_reports_how_it_ended():
     maps = disc_maps(24, 8, np.random.default_rng(4), side=SIDE, bright=6.0)
     weights = gw.grid_weights(maps)
     spaces = HeatmapSpaces(weights, (SIDE, SIDE))
     geometry = barycentres.EntropicGeometry(spaces, 0.01, 8, rng=np.random.default_rng(0))
     found = barycentres.kmeans(geometry, 2, n_init=2)
     assert found.labels.shape == (24,)
-    assert found.inertia == pytest.approx(found.matches.value.min(1).sum())
-    assert len(found.history) == found.n_rounds
+    assert (found.cost.shape, found.n_unsettled) == ((24, 2), 0)
+    assert found.inertia == pytest.approx(found.cost[np.arange(24), found.labels].sum())
     assert found.centres.shape == (2, 8, 8)
     assert found.converged is True
     early = barycentres.kmeans(geometry, 2, max_rounds=2)

@@ -2,7 +2,7 @@
 
 import math
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.legend_handler import HandlerTuple
 
 from nbsupport import metrics
 from nbsupport.figures import (
@@ -136,6 +137,7 @@ def rates_plot(
     results: pd.DataFrame,
     *,
     by: str = "scenario",
+    order: Iterable[str] = (),
     rates: Sequence[str] = ("acc", "tpr", "tnr"),
     reference: pd.DataFrame | None = None,
     title: str = "",
@@ -150,6 +152,8 @@ def rates_plot(
         together (`metrics.pooled`).
     by : str
         Column whose values stand on the vertical axis, in their order.
+    order : iterable of str, optional
+        Another order of these values; it may hold more.
     rates : sequence of str
         Of "acc", "tpr" and "tnr".
     reference : DataFrame, optional
@@ -159,6 +163,7 @@ def rates_plot(
         Finding.
     """
     groups, methods = list(dict.fromkeys(results[by])), list(dict.fromkeys(results["method"]))
+    groups = [group for group in order if group in groups] or groups
     if reference is not None and "valid" in reference:
         reference = reference[reference["valid"]]
     lowest, labelled = 100.0, {}
@@ -200,10 +205,12 @@ def rates_plot(
     for ax in axes[0]:
         ax.set_xlim(start - 0.04 * (100 - start), 100 + 0.04 * (100 - start))
     if reference is not None:
-        labelled["printed"] = plt.Line2D([], [], linestyle="", marker="o", mfc="none", mec="0.15")
+        # Of whatever shape: one empty marker of each kind.
+        empty = [plt.Line2D([], [], ls="", marker=m, mfc="none", mec="0.15") for m in "so"]
+        labelled["hollow: printed"] = tuple(empty)
     fig.legend(
         labelled.values(), labelled, loc="outside lower center", frameon=False,
-        ncols=min(4, len(labelled)),
+        ncols=min(3, len(labelled)), handler_map={tuple: HandlerTuple(None)},
     )  # fmt: skip
     return fig
 

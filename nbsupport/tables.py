@@ -19,7 +19,7 @@ from nbsupport.scenarios import ATTACKS, Scenario
 
 __all__ = [
     "COLUMNS", "PRINTED", "VERDICTS", "compare", "comparison", "detections", "experiment", "export",
-    "in_order", "missing", "note", "publish_scoreboard", "readable", "results_table", "scoreboard",
+    "in_order", "missing", "note", "publish_scoreboard", "ranked", "readable", "results_table", "scoreboard",
     "styled",
 ]  # fmt: skip
 
@@ -306,7 +306,7 @@ def detections(
     names = [figures.method_style(m).label for m in methods]
     if PROPOSED in methods:
         names.insert(methods.index(PROPOSED) + 1, "the paper's")
-    for name in sorted(set(results["scenario"].map(experiment)), key=_rank):
+    for name in ranked(results["scenario"].map(experiment)):
         rows = _repetitions(results, f"{name}-r0")
         runs, found = rows.drop_duplicates("scenario"), dict(list(rows.groupby("method")))
         if not set(methods) <= set(found):
@@ -336,8 +336,12 @@ def detections(
     return pd.DataFrame(lines)
 
 
+def ranked(experiments: Iterable[str]) -> list[str]:
+    """List experiments as the paper's tables do: by attack, large and frequent triggers first."""
+    return sorted(set(experiments), key=_rank)
+
+
 def _rank(name: str) -> tuple:
-    """Order experiments as the paper's tables do: by attack, large and frequent triggers first."""
     s = Scenario.parse(f"{name}-r0")
     strength = (s.side or 0, s.amplitude or 0, float(s.percent or 0))
     return ATTACKS.index(s.attack), *(-x for x in strength), name

@@ -120,6 +120,14 @@ def test_rates_plot_names_every_method_even_those_missing_from_the_first_row():
     assert labels == ["Activation Clustering", "Heatmap Clustering"]
 
 
+def test_rates_plot_keeps_the_order_that_is_asked_for():
+    two = pd.concat([RESULTS, RESULTS.assign(scenario="standard-s3-p15-r0")])
+    order = ["standard-s3-p02-r0", "standard-s3-p15-r0", "standard-s3-p33-r0"]
+    for given, names in (((), order[::-1]), (order, order)):
+        labels = plots.rates_plot(two, order=given).axes[0].get_yticklabels()
+        assert [label.get_text() for label in labels] == [n for n in names if n != order[0]]
+
+
 def test_rates_plot_draws_valid_printed_values_hollow():
     reference = pd.DataFrame(map(vars, paper.TABLES))
     fig = plots.rates_plot(RESULTS, rates=("acc",), reference=reference)

@@ -212,6 +212,14 @@ def test_the_extended_set_is_what_the_thesis_asks_for():
     assert set(asked) - set(PAPER) == set(EXTENDED)
 
 
+def test_experiments_are_ranked_as_in_the_paper():
+    names = [
+        "standard-s3-p33", "standard-s3-p05", "standard-s1-p15", "label_consistent-s3-p02",
+        "amplitude-a128-p33", "amplitude-a64-p33", "amplitude-a32-p33",
+    ]  # fmt: skip
+    assert tables.ranked(sorted(names) * 2) == names
+
+
 @pytest.mark.parametrize(
     ("k", "n", "text"),
     [(0, 0, "–"), (3, 3, "100"), (9994, 10000, "99.9"), (9996, 10000, "99.96"),

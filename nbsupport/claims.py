@@ -258,7 +258,7 @@ def _clear_advantage(networks: pd.DataFrame) -> Answer:
             for rate in ("acc", "tpr", "tnr")
         }
         right += [ours > theirs for ours, theirs in means.values()]
-        each = ", ".join(f"{r.upper()} {a:.1f} to {b:.1f}" for r, (a, b) in means.items())
+        each = ", ".join(f"{r.upper()} {a:.1f} against {b:.1f}" for r, (a, b) in means.items())
         told.append(f"{percent:g} %, {len(rows)} networks: {each}")
     return _share(right), "; ".join(told)
 
@@ -268,7 +268,7 @@ def _two_orders(networks: pd.DataFrame) -> Answer:
     for percent, rows in _repetitions(networks):
         ours, theirs = (rows[f"acc_{name}"].std(ddof=0) for name in ("heatmap", "activation"))
         right.append(theirs >= 10 * ours)
-        told.append(f"{theirs:.2f} to {ours:.2f} at {percent:g} % ({len(rows)} networks)")
+        told.append(f"{theirs:.2f} against {ours:.2f} at {percent:g} % ({len(rows)} networks)")
     return _share(right), "; ".join(told)
 
 
@@ -300,7 +300,7 @@ def _drastically_longer(networks: pd.DataFrame) -> Answer:
         return OPEN, ""
     ours, theirs = some["seconds_heatmap"].median(), some["seconds_activation"].median()
     longer = [ours > theirs, ours > 60]
-    return _share(longer), f"a median of {ours:.1f} s to {theirs:.2f} s, in closed form (4.4)"
+    return _share(longer), f"a median of {ours:.1f} s against {theirs:.2f} s, in closed form (4.4)"
 
 
 def _spectral_fails(networks: pd.DataFrame) -> Answer:

@@ -19,8 +19,8 @@ from nbsupport.scenarios import ATTACKS, Scenario
 
 __all__ = [
     "COLUMNS", "PRINTED", "VERDICTS", "compare", "comparison", "detections", "experiment", "export",
-    "in_order", "missing", "note", "publish_scoreboard", "ranked", "readable", "results_table", "scoreboard",
-    "styled",
+    "in_order", "missing", "note", "publish_scoreboard", "ranked", "readable", "results_table",
+    "scoreboard", "styled",
 ]  # fmt: skip
 
 PROPOSED = "heatmap"

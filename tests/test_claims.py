@@ -86,7 +86,7 @@ def test_spread_needs_repetitions():
         for r, (a, b) in enumerate(zip(steady, restless, strict=True))
     ]
     assert answer(ask, rows[0]) == (OPEN, "")
-    assert answer(ask, *rows) == (HOLDS, "9.50 to 0.10 at 33 % (2 networks)")
+    assert answer(ask, *rows) == (HOLDS, "9.50 against 0.10 at 33 % (2 networks)")
     assert answer("Most of this effect", *rows)[0] == NOT
     assert answer("a clear advantage", *rows)[0] == PARTLY, "the TNR of both is 100"
 

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.legend_handler import HandlerTuple
 
@@ -111,7 +112,7 @@ def confusion_heatmap(detections: Mapping[str, Any], *, title: str = "") -> Figu
 
 
 def class_confusion(confusion, *, title: str = "") -> Figure:
-    """Draw which class is read as which, as a share of the images of the class shown.
+    """Draw which class is read as which, as a share of the class shown, on a logarithmic scale.
 
     Parameters
     ----------
@@ -122,12 +123,14 @@ def class_confusion(confusion, *, title: str = "") -> Figure:
     share = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
     fig, ax = plt.subplots(figsize=(6.4, 5.4))
     headline(fig, title)
-    drawn = ax.imshow(share, cmap="viridis", vmin=0, vmax=100)
+    # One image in a thousand shall be seen beside the diagonal; white is none at all.
+    shown = np.where(share > 0, share, np.nan)
+    drawn = ax.imshow(shown, cmap="viridis_r", norm=LogNorm(0.1, 100, clip=True))
     ax.grid(False)
     every = np.arange(0, len(counts), 3)
     ax.set(xlabel="read as class", ylabel="class shown", xticks=every, yticks=every)
     ax.tick_params(labelsize=8)
-    bar = fig.colorbar(drawn, ax=ax, shrink=0.9)
+    bar = fig.colorbar(drawn, ax=ax, shrink=0.9, ticks=[0.1, 1, 10, 100], format="%g")
     bar.set_label("test images of the class (%)", fontsize=9)
     bar.outline.set_visible(False)
     return fig

@@ -331,8 +331,9 @@ rule results:
         finished,
         notebook=local("notebooks/05_results.ipynb"),
         modules=modules(
-            "ablation", "audits", "evidence", "figures", "gw", "metrics", "paper", "pictures",
-            "plots", "poison_detector", "published", "results", "retraining", "scan", "tables",
+            "ablation", "audits", "claims", "evidence", "figures", "gw", "metrics", "paper",
+            "pictures", "plots", "poison_detector", "published", "results", "retraining", "scan",
+            "tables",
         ),
     output:
         f"{RUNS}/{PROFILE}/results.csv",

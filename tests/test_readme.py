@@ -46,7 +46,7 @@ def network(scenario):
 
 def what_came_out():
     cells = read("scoreboard").set_index("method").loc["heatmap"]
-    yield f"of its {cells.cells} printed rates {cells.within} lie in our 95 % interval"
+    yield f"Of its {cells.cells} printed rates {cells.within} lie in our 95 % interval"
     took = set(read("networks").query("attack_took == True").experiment)
     name = r"(standard|label_consistent)-s\d-p(10|15|33)"
     found = judged("heatmap").loc[lambda t: t.index.str.fullmatch(name) & t.index.isin(took)].tpr

@@ -23,7 +23,7 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 FLOORS = (
     {"augmentation", "clusterers", "devices", "gtsrb", "gw", "localisation", "metrics", "models",
      "scenarios", "widgets"},
-    {"art_adapter", "artifacts", "attacks", "detectors", "distances", "layouts", "paper",
+    {"art_adapter", "artifacts", "attacks", "claims", "detectors", "distances", "layouts", "paper",
      "pictograms", "rules", "tracing"},
     {"audits", "baselines", "embeddings", "execution", "figures", "graph", "results", "synthetic",
      "transport", "workflow"},

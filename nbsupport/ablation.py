@@ -167,7 +167,7 @@ def _embed(distance: str, given: Representation) -> np.ndarray:
         return sliced_quantiles(given.measures)
     flat, shape = given.measures.reshape(len(given.measures), -1), given.measures.shape[1:]
     if distance == "mean-distance":
-        return distances.mean_distance(flat, shape)[:, None]
+        return distances.distance_moments(flat, shape).mean[:, None]
     return distances.distance_quantiles(flat, shape=shape)
 
 

@@ -1,6 +1,6 @@
 """Heatmaps as vectors whose Euclidean distance is a distance between maps.
 
-Two more such embeddings: `nbsupport.distances.distance_quantiles` and `mean_distance` there.
+One more such embedding: `nbsupport.distances.distance_quantiles`.
 
 References
 ----------

@@ -101,9 +101,6 @@ class HeatmapSpaces:
         Weights on the pixel grid, as `gw.grid_weights` returns them; rows sum to 1.
     shape : (int, int), optional
         (H, W) of flat weights; a square grid when left out.
-    normalise : bool, default True
-        Divide each C by the diameter of its support, as the released code does; False leaves
-        pixels.
     device : str or torch.device, default "cpu"
         Where to compute.
     dtype : torch.dtype, default torch.float32
@@ -127,7 +124,6 @@ class HeatmapSpaces:
         weights,
         shape=None,
         *,
-        normalise=True,
         device="cpu",
         dtype=torch.float32,
         folding_limit=2048,
@@ -137,7 +133,7 @@ class HeatmapSpaces:
         if weights.ndim == 3:
             shape, weights = weights.shape[1:], weights.reshape(len(weights), -1)
         parts = [weights[i : i + 4096] for i in range(0, len(weights), 4096)]
-        moments = [distances.distance_moments(part, shape, normalise=normalise) for part in parts]
+        moments = [distances.distance_moments(part, shape) for part in parts]
         names = ("mean", "second", "spread", "diameter")
         self.moments = distances.DistanceMoments(
             *(np.concatenate([getattr(part, name) for part in moments]) for name in names)
@@ -154,7 +150,7 @@ class HeatmapSpaces:
         self.p = torch.zeros(len(weights), grid[0] * grid[1], **kind)
         self.p[:, self.where] = torch.as_tensor(weights).to(**kind)
         unit = np.where(self.moments.diameter > 0, self.moments.diameter, 1.0)
-        self.unit = torch.as_tensor(unit if normalise else np.ones_like(unit), device=device)
+        self.unit = torch.as_tensor(unit, device=device)
         self.second = torch.as_tensor(self.moments.second, device=device)
         if self.p.device.type == "cpu":
             tune_allocator()  # every step takes and frees the same megabytes
@@ -535,7 +531,7 @@ def match(
     spaces : HeatmapSpaces
         n maps.
     centres : ndarray, shape (m, m) or (k, m, m)
-        Distances within each small space, in the units of the maps' (diameters, or pixels).
+        Distances within each small space, in units of the maps' diameters.
     epsilon : float, default 0.01
         Weight of the entropy ("PGD") or of the proximal term ("PPA"), in squared units of C.
     labels : ndarray of int, shape (n,), optional

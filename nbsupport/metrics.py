@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike
 
 __all__ = [
     "Audit", "Confusion", "Interval", "asr", "audit", "auroc", "average_precision", "confusion",
-    "confusion_by_id", "controls", "implied_share", "masr", "per_class_asr", "pooled",
+    "confusion_by_id", "implied_share", "masr", "per_class_asr", "pooled",
     "recover_counts", "shuffled_auroc", "spread_range", "wilson",
 ]  # fmt: skip
 
@@ -311,23 +311,6 @@ def pooled(rates, sizes) -> Interval:
     if len(rates) > 1 and expected > 0:
         n /= max(1.0, rates.var(ddof=1) / expected)
     return wilson(share * n, n)
-
-
-def controls(truth: ArrayLike, *, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Flags of three filters that frame any detection.
-
-    Returns
-    -------
-    dict
-        "perfect" flags the poisoned images, "random" as many images drawn blindly, "none" nothing;
-        each of shape (n,).
-    """
-    truth = _binary("truth", truth)
-    return {
-        "perfect": truth.copy(),
-        "random": rng.permutation(truth),
-        "none": np.zeros_like(truth),
-    }
 
 
 def shuffled_auroc(

@@ -180,7 +180,7 @@ def average(
             raise ValueError("a barycentre needs a start: pass start=, or rng= to draw one")
         start = np.stack([gw.random_structure(n_nodes, rng) for _ in range(labels.max() + 1)])
     C = as_centres(start, spaces)
-    own = as_labels(labels, spaces, len(C), lowest=-1)
+    own = as_labels(labels, spaces, len(C))
     maps = torch.nonzero(own >= 0)[:, 0]
     own, couplings, objective, shift = own[maps], Couplings(n_bytes), [], np.inf
     options = Options(epsilon, **options)

@@ -66,20 +66,17 @@ class MixtureGroups:
     ----------
     n_clusters, n_init, random_state
         As in `KMeansGroups`.
-    reg_covar : float
-        Added to all variances; keeps a component from shrinking onto a few points.
-    max_iter : int
-        Most rounds of expectation maximisation.
     """
 
     acquits = False
 
-    def __init__(self, n_clusters=2, n_init=10, random_state=0, reg_covar=1e-3, max_iter=200):
+    def __init__(self, n_clusters=2, n_init=10, random_state=0):
         self.mixture = GaussianMixture(
             n_clusters,
-            reg_covar=reg_covar,
+            # Keeps a component from shrinking onto a few points, whose first spread is 1.
+            reg_covar=1e-3,
             n_init=n_init,
-            max_iter=max_iter,
+            max_iter=200,
             init_params="k-means++",
             random_state=random_state,
         )

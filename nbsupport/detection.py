@@ -300,12 +300,15 @@ def controls(ids, truth, *, rng: np.random.Generator) -> dict[str, DetectionResu
     Returns
     -------
     dict
-        "perfect", "random" and "none" of `nbsupport.metrics.controls`; the score is the verdict.
+        "perfect" flags the poisoned images, "random" as many images drawn blindly, "none" nothing;
+        the score is the verdict.
         `nbsupport.metrics.shuffled_auroc` is the fourth control, for the scores of a method.
     """
+    truth = np.asarray(truth, dtype=bool)
+    filters = {"perfect": truth, "random": rng.permutation(truth), "none": np.zeros_like(truth)}
     return {
         name: DetectionResult(
             np.asarray(ids), flags.astype(float), flags, 0.0, {"control": name, "n": len(flags)}
         )
-        for name, flags in metrics.controls(truth, rng=rng).items()
+        for name, flags in filters.items()
     }

@@ -23,7 +23,6 @@ __all__ = [
     "distance_distribution",
     "distance_moments",
     "distance_quantiles",
-    "mean_distance",
     "mean_quantiles",
 ]
 
@@ -43,8 +42,7 @@ class DistanceMoments:
     spread : ndarray, shape (n,)
         Var_p(C p): how much the mean distance to the others differs from pixel to pixel.
     diameter : ndarray, shape (n,)
-        Largest distance between kept pixels, in pixels. The other moments are in units of it
-        (or in pixels, if they were asked for un-normalised).
+        Largest distance between kept pixels, in pixels. The other moments are in units of it.
     """
 
     mean: np.ndarray
@@ -147,9 +145,7 @@ def _diameter(grid: np.ndarray) -> np.ndarray:
     return np.sqrt(squared.max(axis=(1, 2)))
 
 
-def distance_moments(
-    weights, shape: tuple[int, int] | None = None, *, normalise: bool = True
-) -> DistanceMoments:
+def distance_moments(weights, shape: tuple[int, int] | None = None) -> DistanceMoments:
     """Moments of the distance under p x p that a collapsed barycentre sees, for all maps at once.
 
     Parameters
@@ -158,13 +154,12 @@ def distance_moments(
         Weights on the pixel grid; rows sum to 1.
     shape : (int, int), optional
         (H, W) of flat weights; a square grid when left out.
-    normalise : bool, default True
-        Divide each C by the diameter of its support, as the released code does.
 
     Returns
     -------
     DistanceMoments
-        m1 = p^T C p, m2 = p^T C^2 p, Var_p(C p) and the diameters, each of shape (n,).
+        m1 = p^T C p, m2 = p^T C^2 p, Var_p(C p) and the diameters, each of shape (n,); each C is
+        divided by the diameter of its support, as in the released code.
     """
     grid = as_grid(weights, shape)
     padded, length, *_ = _lattice(grid.shape[1:])
@@ -183,24 +178,11 @@ def distance_moments(
         for x in np.indices(grid.shape[1:]).astype(np.float64)
     )
     diameter = _diameter(grid)
-    unit = np.where(diameter > 0, diameter, 1.0) if normalise else 1.0
+    unit = np.where(diameter > 0, diameter, 1.0)
     return DistanceMoments(mean / unit, second / unit**2, spread / unit**2, diameter)
 
 
-def mean_distance(
-    weights, shape: tuple[int, int] | None = None, *, normalise: bool = True
-) -> np.ndarray:
-    """Relevance-weighted mean distance of two pixels, m1 = p^T C p, shape (n,).
-
-    Parameters are those of `distance_moments`. This one number a map is what Heatmap Clustering
-    at the settings of the released code divides into two groups.
-    """
-    return distance_moments(weights, shape, normalise=normalise).mean
-
-
-def distance_quantiles(
-    weights, n: int = 64, shape: tuple[int, int] | None = None, *, normalise: bool = False
-) -> np.ndarray:
+def distance_quantiles(weights, n: int = 64, shape: tuple[int, int] | None = None) -> np.ndarray:
     """Quantile function of the distance under p x p, averaged over `n` slices of equal mass.
 
     Parameters
@@ -211,15 +193,13 @@ def distance_quantiles(
         Number of slices.
     shape : (int, int), optional
         (H, W) of flat weights; a square grid when left out.
-    normalise : bool, default False
-        Divide by the diameter of each support; False leaves pixels.
 
     Returns
     -------
     ndarray, shape (maps, n)
-        Entry k is the mean of the quantile function over [k/n, (k+1)/n], ascending in k; a row's
-        mean is m1 = p^T C p. The mean squared difference of two rows is at most the squared
-        2-Wasserstein distance of the two laws, hence at most GW^2.
+        In pixels. Entry k is the mean of the quantile function over [k/n, (k+1)/n], ascending in
+        k; a row's mean is m1 = p^T C p. The mean squared difference of two rows is at most the
+        squared 2-Wasserstein distance of the two laws, hence at most GW^2.
 
     Notes
     -----
@@ -229,9 +209,7 @@ def distance_quantiles(
     if n < 1:
         raise ValueError(f"n must be a positive number of slices, got {n!r}; 64 is the default")
     law = distance_distribution(weights, shape)
-    quantiles = mean_quantiles(law.distances, law.mass, n)
-    unit = np.where(law.diameter > 0, law.diameter, 1.0) if normalise else np.ones(len(quantiles))
-    return quantiles / unit[:, None]
+    return mean_quantiles(law.distances, law.mass, n)
 
 
 def mean_quantiles(places: np.ndarray, mass: np.ndarray, n: int) -> np.ndarray:

@@ -15,7 +15,6 @@ References
 
 import numpy as np
 from sklearn.decomposition import PCA
-from sklearn.utils.validation import validate_data
 
 from nbsupport import distances
 from nbsupport.clusterers import KMeansGroups, MixtureGroups, SpectralGroups
@@ -118,11 +117,6 @@ class VectorClustering(_Embedded):
         self.n_components = n_components
         self.random_state = random_state
 
-    def _validate(self, X, *, reset: bool) -> np.ndarray:
-        return validate_data(
-            self, X, reset=reset, dtype=np.float64, ensure_min_samples=2 if reset else 1
-        )
-
     def _components(self) -> int | None:
         return self.n_components
 
@@ -145,23 +139,12 @@ class DistanceMixture(_Embedded, HeatmapDetector):
 
     Parameters
     ----------
-    n_quantiles : int, default 64
-        Quantiles a map.
     n_components : int, default 4
         Principal components kept; fewer where the maps do not span so many. Directions of hardly
         any variance are far from Gaussian, and with more of them the likelihood prefers two
         halves of the clean maps to a small group of poisoned ones.
-    share, negative
-        Which pixels are kept; see `nbsupport.gw.grid_weights`.
-    normalise : bool, default False
-        Measure distances in diameters of the support instead of pixels.
-    reg_covar : float, default 1e-3
-        Added to the variances of the components, in units of the variance of the whole class
-        along the first of them; keeps a component from shrinking onto a few maps.
-    n_init : int, default 10
-        Starts of the mixture; the best likelihood is kept.
-    max_iter : int, default 200
-        Most rounds of expectation maximisation.
+    share : float, default 0.99
+        Relevance kept; see `nbsupport.gw.grid_weights`.
     random_state : int, default 0
         Seed.
 
@@ -187,41 +170,23 @@ class DistanceMixture(_Embedded, HeatmapDetector):
     verdict presumes that there is poison; `gap_` is what a test of that presumption can use.
     """
 
-    def __init__(
-        self,
-        n_quantiles=64,
-        n_components=4,
-        share=0.99,
-        negative="clip",
-        normalise=False,
-        reg_covar=1e-3,
-        n_init=10,
-        max_iter=200,
-        random_state=0,
-    ):
-        self.n_quantiles = n_quantiles
+    def __init__(self, n_components=4, share=0.99, random_state=0):
         self.n_components = n_components
         self.share = share
-        self.negative = negative
-        self.normalise = normalise
-        self.reg_covar = reg_covar
-        self.n_init = n_init
-        self.max_iter = max_iter
         self.random_state = random_state
 
     n_clusters = 2
+    negative = "clip"
     standardise = True
 
     def _components(self) -> int:
         return self.n_components
 
     def _embed(self, X: np.ndarray) -> np.ndarray:
-        return distances.distance_quantiles(
-            self._weights(X), self.n_quantiles, self.shape_, normalise=self.normalise
-        )
+        return distances.distance_quantiles(self._weights(X), shape=self.shape_)
 
     def _make_clusterer(self) -> MixtureGroups:
-        return MixtureGroups(2, self.n_init, self.random_state, self.reg_covar, self.max_iter)
+        return MixtureGroups(2, random_state=self.random_state)
 
     def _split(self, X: np.ndarray) -> np.ndarray:
         labels = super()._split(X)

@@ -1,6 +1,6 @@
 """Heatmaps as vectors whose Euclidean distance is a distance between maps.
 
-Two more such embeddings: `nbsupport.distances.distance_quantiles` and `mean_distance` there.
+One more such embedding: `nbsupport.distances.distance_quantiles`.
 
 References
 ----------
@@ -10,7 +10,7 @@ References
 
 import numpy as np
 
-from nbsupport import distances
+from nbsupport import distances, gw
 
 __all__ = ["downsized", "sliced_quantiles"]
 
@@ -62,23 +62,9 @@ def sliced_quantiles(
     k-means minimises sliced distances to means of quantile functions; these need not belong to
     any one measure, so that the means are a little freer than sliced barycentres.
     """
-    weights = np.asarray(weights, dtype=np.float64)
-    shape = weights.shape[1:] if weights.ndim == 3 else shape
-    weights = weights.reshape(len(weights), -1)
-    side = int(np.sqrt(weights.shape[1]))
-    height, width = (side, side) if shape is None else shape
-    if height * width != weights.shape[1]:
-        raise ValueError(
-            f"{weights.shape[1]} weights a map do not fill a grid of shape {(height, width)}: "
-            "pass shape="
-        )
-    wrong = np.flatnonzero(np.abs(weights.sum(axis=1) - 1) > 1e-6)
-    if len(wrong) or (weights < 0).any():
-        raise ValueError(
-            f"weights of maps {wrong[:5].tolist()} do not sum to 1 or some are negative: "
-            "gw.grid_weights makes weights of heatmaps"
-        )
-    y, x = (grid.ravel() for grid in np.indices((height, width)))
+    grid = gw.as_grid(weights, shape)
+    weights = grid.reshape(len(grid), -1)
+    y, x = (places.ravel() for places in np.indices(grid.shape[1:]))
     angles = np.pi * (np.arange(n_directions) + 0.5) / n_directions
     parts = []
     for direction in np.column_stack([np.cos(angles), np.sin(angles)]):
@@ -112,13 +98,7 @@ def downsized(heatmaps, side: int = 16) -> np.ndarray:
     ValueError
         If a map holds NaN or infinity.
     """
-    maps = np.asarray(heatmaps, dtype=np.float64)
-    wrong = np.flatnonzero(~np.isfinite(maps).all(axis=(1, 2)))
-    if len(wrong):
-        raise ValueError(
-            f"NaN or infinite relevance in maps {wrong[:5].tolist()} ({len(wrong)} of "
-            f"{len(maps)}): look at the rule that made them"
-        )
+    maps = gw.as_maps(heatmaps)
     total = np.abs(maps).sum(axis=(1, 2))
     for axis in (1, 2):
         cells = min(side, maps.shape[axis])

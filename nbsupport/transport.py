@@ -101,9 +101,6 @@ class HeatmapSpaces:
         Weights on the pixel grid, as `gw.grid_weights` returns them; rows sum to 1.
     shape : (int, int), optional
         (H, W) of flat weights; a square grid when left out.
-    normalise : bool, default True
-        Divide each C by the diameter of its support, as the released code does; False leaves
-        pixels.
     device : str or torch.device, default "cpu"
         Where to compute.
     dtype : torch.dtype, default torch.float32
@@ -127,7 +124,6 @@ class HeatmapSpaces:
         weights,
         shape=None,
         *,
-        normalise=True,
         device="cpu",
         dtype=torch.float32,
         folding_limit=2048,
@@ -136,12 +132,7 @@ class HeatmapSpaces:
         weights = np.asarray(weights)
         if weights.ndim == 3:
             shape, weights = weights.shape[1:], weights.reshape(len(weights), -1)
-        parts = [weights[i : i + 4096] for i in range(0, len(weights), 4096)]
-        moments = [distances.distance_moments(part, shape, normalise=normalise) for part in parts]
-        names = ("mean", "second", "spread", "diameter")
-        self.moments = distances.DistanceMoments(
-            *(np.concatenate([getattr(part, name) for part in moments]) for name in names)
-        )
+        self.moments = distances.distance_moments(weights, shape)
         side = int(np.sqrt(weights.shape[1]))
         self.shape = (side, side) if shape is None else tuple(shape)
         kind = {"device": device, "dtype": dtype}
@@ -154,7 +145,7 @@ class HeatmapSpaces:
         self.p = torch.zeros(len(weights), grid[0] * grid[1], **kind)
         self.p[:, self.where] = torch.as_tensor(weights).to(**kind)
         unit = np.where(self.moments.diameter > 0, self.moments.diameter, 1.0)
-        self.unit = torch.as_tensor(unit if normalise else np.ones_like(unit), device=device)
+        self.unit = torch.as_tensor(unit, device=device)
         self.second = torch.as_tensor(self.moments.second, device=device)
         if self.p.device.type == "cpu":
             tune_allocator()  # every step takes and frees the same megabytes
@@ -206,7 +197,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Matches:
-    """How heatmaps match small spaces; shape (n, k), or (n,) where each map met one space only.
+    """How heatmaps match small spaces, shape (n, k).
 
     Attributes
     ----------
@@ -217,19 +208,13 @@ class Matches:
         Gradient steps.
     converged : ndarray, bool
         Whether the pair had settled; see `tol` in `match`.
-    moved : ndarray, float64
-        Mass that the last step moved: sum of |T_new - T_old|; infinite where T_old is not known.
-    marginal_error : ndarray, float64
-        Sum over the nodes of |column sum - weight| before rounding (rows are exact).
-    plans : ndarray or None, shape (n, k, H * W, m) or (n, H * W, m)
+    plans : ndarray or None, shape (n, k, H * W, m)
         Rounded plans, if asked for; rows of weight 0 are 0.
     """
 
     value: np.ndarray
     n_iter: np.ndarray
     converged: np.ndarray
-    moved: np.ndarray
-    marginal_error: np.ndarray
     plans: np.ndarray | None = None
 
 
@@ -239,8 +224,8 @@ class _Found:
 
     value: Tensor
     n_iter: Tensor
-    moved: Tensor
-    error: Tensor
+    moved: Tensor  # mass that the last step moved; infinite where the plan before is not known
+    error: Tensor  # sum over the nodes of |column sum - weight| before rounding; rows are exact
     structure: Tensor  # (b, m, m): T^T C T / (q q^T), what a barycentre averages
     g: Tensor  # (b, m, 1): potentials
     T: Tensor | None  # (b, m, n): rounded plans
@@ -523,7 +508,6 @@ def match(
     centres,
     epsilon: float = 0.01,
     *,
-    labels=None,
     plans: bool = False,
     couplings: Couplings | None = None,
     **options,
@@ -535,11 +519,9 @@ def match(
     spaces : HeatmapSpaces
         n maps.
     centres : ndarray, shape (m, m) or (k, m, m)
-        Distances within each small space, in the units of the maps' (diameters, or pixels).
+        Distances within each small space, in units of the maps' diameters.
     epsilon : float, default 0.01
         Weight of the entropy ("PGD") or of the proximal term ("PPA"), in squared units of C.
-    labels : ndarray of int, shape (n,), optional
-        Match each map with this centre only.
     plans : bool, default False
         Return the plans: n k H W m numbers.
     couplings : Couplings, optional
@@ -560,15 +542,14 @@ def match(
     Raises
     ------
     ValueError
-        If centres are not square and symmetric, a label is unknown, or an option is out of range.
+        If centres are not square and symmetric, or an option is out of range.
     """
     C = as_centres(centres, spaces)
     options = Options(epsilon, **options)
     maps = torch.arange(len(spaces), device=C.device)
-    own = None if labels is None else as_labels(labels, spaces, len(C), lowest=0)
-    shape = (len(maps), len(C)) if labels is None else (len(maps),)
+    shape = (len(maps), len(C))
     numbers, kept = [], []
-    for *_, found in sweep(spaces, maps, C, options, labels=own, couplings=couplings, keep=plans):
+    for *_, found in sweep(spaces, maps, C, options, couplings=couplings, keep=plans):
         numbers.append(torch.stack([found.value, found.n_iter, found.moved, found.error]))
         if plans:
             kept.append(found.T[:, :, spaces.where].mT.cpu().numpy())
@@ -577,8 +558,6 @@ def match(
         value,
         n_iter.astype(np.int64),
         options.settled(moved, error),
-        moved,
-        error,
         np.concatenate(kept).reshape(*shape, -1, C.shape[-1]) if plans else None,
     )
 
@@ -594,13 +573,13 @@ def as_centres(centres, spaces: HeatmapSpaces) -> Tensor:
     return torch.as_tensor(C, device=spaces.p.device)
 
 
-def as_labels(labels, spaces: HeatmapSpaces, k: int, lowest: int) -> Tensor:
-    """Check that each map has a label from `lowest` to k - 1."""
+def as_labels(labels, spaces: HeatmapSpaces, k: int) -> Tensor:
+    """Check that each map has a label from -1, for none, to k - 1."""
     labels = np.asarray(labels)
     whole = labels.dtype.kind in "iu" and labels.shape == (len(spaces),)
-    if not whole or labels.min() < lowest or labels.max() >= k:
+    if not whole or labels.min() < -1 or labels.max() >= k:
         raise ValueError(
-            f"labels must be {len(spaces)} integers from {lowest} to {k - 1}, got shape "
+            f"labels must be {len(spaces)} integers from -1 to {k - 1}, got shape "
             f"{labels.shape} with {labels.dtype} values {np.unique(labels)[:9]}"
         )
     return torch.as_tensor(labels.astype(np.int64), device=spaces.p.device)

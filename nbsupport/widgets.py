@@ -5,12 +5,12 @@ because a log keeps them all, and show no widget, because it would stay in the f
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 
 import ipywidgets
 from IPython.display import display
 
-__all__ = ["browse", "progress", "reporter"]
+__all__ = ["browse", "reporter"]
 
 PAUSE = 5.0
 """Seconds between two lines of a headless run, at least; a tenth of its time once that is more."""
@@ -37,30 +37,6 @@ def reporter(interactive: bool, label: str = "") -> Callable[..., None]:
         first report beyond 1 finds done (a resumed training) does not count for the time left.
     """
     return _Bar(label) if interactive else _Lines(label)
-
-
-def progress(work: Iterable | int, interactive: bool, label: str = "") -> Iterator:
-    """Go through ``work`` and report how far it is.
-
-    Parameters
-    ----------
-    work : iterable or int
-        Something to iterate over, or how often to count from 0.
-    interactive, label
-        As in `reporter`.
-
-    Yields
-    ------
-    object
-        Each item of ``work``.
-    """
-    work = range(work) if isinstance(work, int) else work
-    # Whatever has no length is first run through, so that its end can be told.
-    work = work if hasattr(work, "__len__") else list(work)
-    report = reporter(interactive, label)
-    for done, item in enumerate(work, start=1):
-        yield item
-        report(done, len(work))
 
 
 def browse(function: Callable, **options) -> ipywidgets.Widget:

@@ -72,7 +72,7 @@ def test_flat_weights_need_their_shape():
 def test_weights_that_are_none_are_refused():
     weights = np.full((3, 16), 1 / 16)
     weights[1] *= 3
-    with pytest.raises(ValueError, match=r"maps \[1\] do not sum to 1"):
+    with pytest.raises(ValueError, match=r"maps \[1\] \(1 of 3\) are negative or do not sum to 1"):
         sliced_quantiles(weights)
 
 

@@ -1,5 +1,3 @@
-import re
-
 import ipywidgets
 import pytest
 
@@ -87,14 +85,6 @@ def test_what_a_resumed_work_finds_done_promises_no_speed(clock, capsys):
 def test_nothing_to_do_is_finished(clock, capsys):
     widgets.reporter(False, "empty")(0, 0)
     assert lines(capsys) == ["empty: 0 of 0, 0 s"]
-
-
-@pytest.mark.parametrize("work", [3, [0, 1, 2], iter([0, 1, 2])])
-def test_progress_passes_everything_on(work, capsys):
-    assert list(widgets.progress(work, False, "steps")) == [0, 1, 2]
-    printed = lines(capsys)
-    assert re.fullmatch(r"steps: 1 of 3, 0 s, about 0 s left", printed[0])
-    assert printed[-1] == "steps: 3 of 3, 0 s"
 
 
 def test_interactive_reports_move_one_bar(clock, capsys, shown):

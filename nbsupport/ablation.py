@@ -5,6 +5,7 @@ in two by several clusterers. The verdict is the same in every cell of the grid,
 cluster is poison, so that cells differ in nothing else.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -405,6 +406,9 @@ def one_at_a_time(table: pd.DataFrame) -> pd.DataFrame:
     return result.assign(change=result["auroc"] - begin["auroc"])
 
 
+LARGE = 10
+"""Points of AUROC from which on a change stands in the title."""
+
 QUESTIONS = (
     ("move mass, do not compare pixels", "transport for Euclid",
      "distance", "euclidean", "wasserstein-in-place"),
@@ -469,10 +473,17 @@ def contrasts(table: pd.DataFrame) -> pd.DataFrame:
 
 def finding(table: pd.DataFrame) -> str:
     """Say in one line how much better poison is set apart when one part is changed."""
-    changes = contrasts(table).set_index("change")["separation"]
-    short = {question: words for question, words, *_ in QUESTIONS}
-    told = [f"{short[change]} {round(points):+d}" for change, points in changes.items()]
-    return f"Change of the separation in points of AUROC: {', '.join(told)}"
+    changes = (
+        contrasts(table)
+        .set_index("change")["separation"]
+        .rename({question: words for question, words, *_ in QUESTIONS})
+    )
+    changes = changes.sort_values(key=abs, ascending=False, kind="stable")
+    large = changes[changes.abs() >= LARGE] if (changes.abs() >= LARGE).any() else changes[:1]
+    told = ", ".join(f"{words} {round(points):+d}" for words, points in large.items())
+    rest = changes.drop(large.index).abs()
+    least = f"; any other change: {math.ceil(rest.max())} or less" if len(rest) else ""
+    return f"Points of AUROC won: {told}{least}"
 
 
 def publish(table: pd.DataFrame, folder: Path, provenance: Mapping[str, Any]):

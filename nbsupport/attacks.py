@@ -29,6 +29,7 @@ __all__ = [
     "stamp",
     "trigger_mask",
     "trigger_split",
+    "window_masks",
 ]
 
 AMPLITUDE_SIGNS = torch.tensor([[-1, -1, 1], [-1, 1, -1], [1, -1, 1]], dtype=torch.int16)
@@ -225,7 +226,7 @@ def stamp(
     whole = np.full(n, -1)
     if scenario.attack in ("standard", "label_consistent"):
         row, column = _sticker_positions(scenario, n, rng)
-        mask = _block_mask(row, column, scenario.side)
+        mask = window_masks(row, column, scenario.side)
         colour = torch.tensor(list(bytes.fromhex(scenario.colour)), dtype=torch.uint8)
         return torch.where(mask[:, None], colour[:, None, None], images), row, column
     if scenario.attack == "amplitude":
@@ -270,10 +271,31 @@ def trigger_mask(scenario: Scenario, row: np.ndarray, column: np.ndarray) -> Ten
     bool Tensor, shape (n, 32, 32)
     """
     if scenario.attack in ("standard", "label_consistent"):
-        return _block_mask(row, column, scenario.side)
+        return window_masks(row, column, scenario.side)
     if scenario.attack == "amplitude":
         return (amplitude_pattern(scenario.corners) != 0).expand(len(row), -1, -1)
     return torch.ones(len(row), IMAGE_SIDE, IMAGE_SIDE, dtype=torch.bool)
+
+
+def window_masks(
+    row, column, side: int, shape: tuple[int, int] = (IMAGE_SIDE, IMAGE_SIDE)
+) -> Tensor:
+    """Mark square windows on the pixel grid, bool, shape (n, h, w).
+
+    Parameters
+    ----------
+    row, column : int array or Tensor, shape (n,)
+        Top left pixels.
+    side : int
+        Pixels along a side.
+    shape : (int, int)
+        (h, w).
+    """
+    row, column = (torch.as_tensor(corner)[:, None] for corner in (row, column))
+    y, x = (torch.arange(length) for length in shape)
+    rows = (y >= row) & (y < row + side)
+    columns = (x >= column) & (x < column + side)
+    return rows[:, :, None] & columns[:, None, :]
 
 
 def pgd(
@@ -474,14 +496,6 @@ def _sticker_positions(
         first = (IMAGE_SIDE - length) // 2
         corners.append(rng.integers(first, first + length - scenario.side + 1, n))
     return corners[0], corners[1]
-
-
-def _block_mask(row: np.ndarray, column: np.ndarray, side: int) -> Tensor:
-    """Mark side x side blocks by their top left pixels: bool, shape (n, 32, 32)."""
-    pixel = np.arange(IMAGE_SIDE)
-    rows = (pixel >= row[:, None]) & (pixel < row[:, None] + side)
-    columns = (pixel >= column[:, None]) & (pixel < column[:, None] + side)
-    return torch.from_numpy(rows[:, :, None] & columns[:, None, :])
 
 
 def _positions(ids: np.ndarray, wanted: np.ndarray) -> np.ndarray:

@@ -30,6 +30,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nbsupport.attacks import window_masks
 from nbsupport.evaluation import predict
 
 if TYPE_CHECKING:
@@ -46,7 +47,6 @@ __all__ = [
     "pick_carriers",
     "relevant_windows",
     "transplant",
-    "window_masks",
 ]
 
 SIDES = (3, 5)
@@ -180,22 +180,6 @@ def relevant_windows(heatmaps: Tensor, side: int) -> tuple[Tensor, Tensor]:
     return best // mass.shape[2], best % mass.shape[2]
 
 
-def window_masks(row: Tensor, column: Tensor, side: Tensor, shape: tuple[int, int]) -> Tensor:
-    """Mark windows on the pixel grid, bool, shape (n, h, w).
-
-    Parameters
-    ----------
-    row, column, side : int64 Tensor, shape (n,)
-        Windows.
-    shape : (int, int)
-        (h, w).
-    """
-    y, x = (torch.arange(length) for length in shape)
-    rows = (y >= row[:, None]) & (y < (row + side)[:, None])
-    columns = (x >= column[:, None]) & (x < (column + side)[:, None])
-    return rows[:, :, None] & columns[:, None, :]
-
-
 def fill(images: Tensor, masks: Tensor) -> Tensor:
     """Fill marked pixels from outside in, each with the mean of its known neighbours.
 
@@ -248,7 +232,7 @@ def cover_and_paste(
         The images without their piece, and carriers with it.
     """
     row, column = relevant_windows(heatmaps, side)
-    masks = window_masks(row, column, torch.full_like(row, side), heatmaps.shape[1:])
+    masks = window_masks(row, column, side, heatmaps.shape[1:])
     others = carriers[torch.arange(len(images)) % len(carriers)]
     return fill(images, masks), torch.where(masks[:, None], images, others)
 
@@ -425,7 +409,7 @@ def gather(
     columns: dict[str, list[Tensor]] = {}
     for k, side in enumerate(sides):
         row, column = relevant_windows(heatmaps, side)
-        masks = window_masks(row, column, torch.full_like(row, side), heatmaps.shape[1:])
+        masks = window_masks(row, column, side, heatmaps.shape[1:])
         logits = predict(model, fill(images, masks), device, precision)
         occluded = label_margin(logits, label)
         lost = (occluded <= occluded.median()).numpy()

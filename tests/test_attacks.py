@@ -20,6 +20,7 @@ from nbsupport.attacks import (
     stamp,
     trigger_mask,
     trigger_split,
+    window_masks,
 )
 from nbsupport.scenarios import Scenario
 
@@ -189,6 +190,14 @@ def test_mask_marks_the_pixels_that_change(grey, text):
     assert mask.shape == (50, 32, 32)
     assert mask.dtype == torch.bool
     assert torch.equal((stamped != grey).any(1), mask)
+
+
+def test_masks_mark_the_windows():
+    row, column = [0, 4], np.array([2, 3])
+    masks = window_masks(torch.tensor(row), column, 2, (6, 5))
+    assert masks.sum((1, 2)).tolist() == [4, 4]
+    assert masks[0, :2, 2:4].all()
+    assert masks[1, 4:, 3:].all()
 
 
 def test_mask_of_waves_is_the_whole_image(grey):

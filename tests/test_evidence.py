@@ -60,15 +60,6 @@ def test_a_window_that_does_not_fit_is_refused(side):
         evidence.relevant_windows(torch.rand(2, 9, 7), side)
 
 
-def test_masks_mark_the_windows():
-    masks = evidence.window_masks(
-        torch.tensor([0, 4]), torch.tensor([2, 3]), torch.tensor([3, 1]), (6, 5)
-    )
-    assert masks.sum((1, 2)).tolist() == [9, 1]
-    assert masks[0, :3, 2:5].all()
-    assert masks[1, 4, 3]
-
-
 def test_filling_uses_nothing_of_what_it_covers():
     images = torch.randint(256, (4, 3, 12, 12), generator=torch.Generator().manual_seed(1))
     images = images.to(torch.uint8)

@@ -21,6 +21,9 @@ __all__ = [
 
 NAN = float("nan")
 
+LAST_DIGIT = 0.01
+"""A unit of the last digit that the paper prints, in percentage points."""
+
 
 @dataclass(frozen=True)
 class Confusion:
@@ -63,11 +66,6 @@ class Confusion:
     def tnr(self) -> float:
         """Share of the clean images that is kept; NaN where all are poisoned."""
         return _percent(self.tn, self.n_negative)
-
-    @property
-    def fpr(self) -> float:
-        """Share of the clean images that is flagged; NaN where all are poisoned."""
-        return _percent(self.fp, self.n_negative)
 
     def record(self) -> dict[str, float]:
         """Return rates and counts under their names in figures/results.csv."""
@@ -256,8 +254,8 @@ def masr(labels: ArrayLike, predictions: ArrayLike, target: int, average: str = 
     raise ValueError(f"average is {average!r}; choose 'macro' or 'micro'")
 
 
-def wilson(k: int, n: int, level: float = 0.95) -> Interval:
-    """Wilson score interval of a rate in percent.
+def wilson(k: int, n: int) -> Interval:
+    """Wilson score interval of a rate, 95 %, in percent.
 
     It stays inside 0 to 100 and keeps a width at k = n: 34 of 34 only shows a rate above 89.8 %.
     All three are NaN for n = 0.
@@ -271,7 +269,7 @@ def wilson(k: int, n: int, level: float = 0.95) -> Interval:
         raise ValueError(f"{k} hits among {n}: expected 0 <= k <= n")
     if n == 0:
         return Interval(NAN, NAN, NAN)
-    z = NormalDist().inv_cdf((1 + level) / 2)
+    z = NormalDist().inv_cdf(0.975)
     centre = (k + z * z / 2) / (n + z * z)
     half = z / (n + z * z) * math.sqrt(k * (n - k) / n + z * z / 4)
     rate = k / n
@@ -318,8 +316,6 @@ def shuffled_auroc(
     score: ArrayLike,
     *,
     rng: np.random.Generator,
-    level: float = 0.95,
-    shuffles: int = 200,
 ) -> Interval:
     """AUROC of scores against truth that was dealt out anew: what chance alone gives.
 
@@ -330,21 +326,18 @@ def shuffled_auroc(
     score : array, shape (n,)
         Higher is more suspicious.
     rng : numpy.random.Generator
-        Source of the shuffles.
-    level : float
-        Share of the shuffles that lie between `low` and `high`.
-    shuffles : int
-        Number of shuffles.
+        Source of 200 shuffles.
 
     Returns
     -------
     Interval
-        Mean over the shuffles, which is 0.5 up to sampling whatever the scores, and quantiles;
-        in [0, 1], NaN as in `auroc`. An AUROC of a method inside the interval shows nothing.
+        Mean over the shuffles, which is 0.5 up to sampling whatever the scores, and between which
+        values 95 % of them lie; in [0, 1], NaN as in `auroc`. An AUROC of a method inside the
+        interval shows nothing.
     """
     truth = _binary("truth", truth)
-    values = [auroc(rng.permutation(truth), score) for _ in range(shuffles)]
-    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+    values = [auroc(rng.permutation(truth), score) for _ in range(200)]
+    low, high = np.quantile(values, [0.025, 0.975])
     return Interval(float(np.mean(values)), float(low), float(high))
 
 
@@ -380,19 +373,15 @@ class Audit:
         return self.consistent and bool(self.counts)
 
 
-def audit(
-    acc: float, tpr: float, tnr: float, n_poisoned: int, n_class: int, *, digits: int = 2
-) -> Audit:
+def audit(acc: float, tpr: float, tnr: float, n_poisoned: int, n_class: int) -> Audit:
     """Check printed detection rates against each other and against whole numbers of images.
 
     Parameters
     ----------
     acc, tpr, tnr : float
-        Printed rates in percent; a NaN rate is taken as not printed.
+        Rates in percent, printed with two decimals; a NaN rate is taken as not printed.
     n_poisoned, n_class : int
         Poisoned images, and all images that were clustered.
-    digits : int
-        Printed decimals.
 
     Raises
     ------
@@ -409,15 +398,15 @@ def audit(
         for end in (0, 100)
     )
     # ACC carries half a unit of rounding, and the weighted mean of TPR and TNR at most another.
-    width = 10**-digits + 1e-9
+    width = LAST_DIGIT + 1e-9
     return Audit(
         consistent=math.isnan(acc) or low - width <= acc <= high + width,
         unattainable=tuple(
-            name for name, (rate, n) in rates.items() if not _candidates(rate, n, digits, 0.5)
+            name for name, (rate, n) in rates.items() if not _candidates(rate, n, 0.5)
         ),
         implied_acc=low if low == high else NAN,
         implied_share=implied_share(acc, tpr, tnr),
-        counts=recover_counts(acc, tpr, tnr, n_poisoned, n_class, digits=digits),
+        counts=recover_counts(acc, tpr, tnr, n_poisoned, n_class),
     )
 
 
@@ -428,14 +417,13 @@ def recover_counts(
     n_poisoned: int,
     n_class: int,
     *,
-    digits: int = 2,
     slack: float = 0.5,
 ) -> tuple[Confusion, ...]:
     """Find all confusion counts that give the printed rates.
 
     Parameters
     ----------
-    acc, tpr, tnr, n_poisoned, n_class, digits
+    acc, tpr, tnr, n_poisoned, n_class
         As in `audit`; a NaN rate is taken as not printed.
     slack : float
         Distance allowed between a rate and its print, in units of the last digit: 0.5 for
@@ -447,11 +435,11 @@ def recover_counts(
         Empty where no counts fit; one where the print is as good as the counts.
     """
     n_negative = n_class - n_poisoned
-    correct = _candidates(acc, n_class, digits, slack)
+    correct = _candidates(acc, n_class, slack)
     return tuple(
         Confusion(tp, n_poisoned - tp, tn, n_negative - tn)
-        for tp in _candidates(tpr, n_poisoned, digits, slack)
-        for tn in _candidates(tnr, n_negative, digits, slack)
+        for tp in _candidates(tpr, n_poisoned, slack)
+        for tn in _candidates(tnr, n_negative, slack)
         if tp + tn in correct
     )
 
@@ -500,11 +488,11 @@ def _check_sizes(n_poisoned: int, n_class: int) -> None:
         )
 
 
-def _candidates(rate: float, n: int, digits: int, slack: float) -> range:
+def _candidates(rate: float, n: int, slack: float) -> range:
     """Whole numbers k for which 100 k / n is within ``slack`` units of the last digit of a rate."""
     if math.isnan(rate):
         return range(n + 1)
-    width = slack * 10**-digits
+    width = slack * LAST_DIGIT
     # Rates that lie exactly on a rounding boundary may have gone either way.
     low = max(0, math.ceil((rate - width) * n / 100 - 1e-9))
     high = min(n, math.floor((rate + width) * n / 100 + 1e-9))

@@ -17,7 +17,7 @@ def audited(row):
 def test_confusion_by_hand():
     counts = metrics.confusion(TRUTH, FLAGGED)
     assert counts == Confusion(tp=2, fn=1, tn=4, fp=1)
-    assert (counts.acc, counts.tnr, counts.fpr) == (75.0, 80.0, 20.0)
+    assert (counts.acc, counts.tnr) == (75.0, 80.0)
     assert counts.tpr == pytest.approx(200 / 3)
     assert counts.record() == {
         "acc": 75.0, "tpr": counts.tpr, "tnr": 80.0, "n_tp": 2, "n_fn": 1, "n_tn": 4, "n_fp": 1,
@@ -27,10 +27,9 @@ def test_confusion_by_hand():
 def test_undefined_rates_are_nan():
     clean = metrics.confusion([0, 0], [0, 1])
     assert math.isnan(clean.tpr)
-    assert (clean.acc, clean.fpr) == (50.0, 50.0)
+    assert (clean.acc, clean.tnr) == (50.0, 50.0)
     poisoned = metrics.confusion([1], [1])
     assert math.isnan(poisoned.tnr)
-    assert math.isnan(poisoned.fpr)
     assert math.isnan(metrics.confusion([], []).acc)
 
 

@@ -12,12 +12,11 @@ References
 import warnings
 
 import numpy as np
-from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA, FastICA
-from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import silhouette_score
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted
 
+from nbsupport.clusterers import KMeansGroups
 from nbsupport.detectors import Detector, one_of, suspect_cluster
 
 __all__ = ["CLUSTER_ANALYSES", "ActivationClustering", "RawClustering", "SpectralSignature", "grey"]
@@ -25,11 +24,6 @@ __all__ = ["CLUSTER_ANALYSES", "ActivationClustering", "RawClustering", "Spectra
 
 class _ReducedKMeans(Detector):
     """Dimension reduction, k-means, and a stated rule that picks the poison cluster."""
-
-    def _validate(self, X, *, reset: bool) -> np.ndarray:
-        return validate_data(
-            self, X, reset=reset, dtype=np.float64, ensure_min_samples=2 if reset else 1
-        )
 
     def _split(self, X: np.ndarray) -> np.ndarray:
         one_of("reduce", self.reduce, ("PCA", "FastICA"))
@@ -39,14 +33,11 @@ class _ReducedKMeans(Detector):
         self._fit_reduction(X)
         Z = self._transform(X)
         others = self._other_centres(X)
-        self.kmeans_ = KMeans(self.n_clusters, n_init=self.n_init, random_state=self.random_state)
-        with warnings.catch_warnings():
-            # Fewer distinct images than clusters: reported by the sizes, not by a warning.
-            warnings.simplefilter("ignore", ConvergenceWarning)
-            labels = self.kmeans_.fit_predict(Z).astype(np.int64)
-        self.cluster_centers_ = self.kmeans_.cluster_centers_
-        self.inertia_ = float(self.kmeans_.inertia_)
-        self.n_iter_ = int(self.kmeans_.n_iter_)
+        self.groups_ = KMeansGroups(self.n_clusters, self.n_init, self.random_state)
+        labels = self.groups_.fit(Z)
+        self.cluster_centers_ = self.groups_.kmeans.cluster_centers_
+        self.inertia_ = float(self.groups_.kmeans.inertia_)
+        self.n_iter_ = self.groups_.n_iter
         self._judge(X, Z, labels, others)
         return labels
 
@@ -100,11 +91,11 @@ class _ReducedKMeans(Detector):
         return scores if self.ica_ is None else self.ica_.transform(scores)
 
     def _cost(self, X: np.ndarray) -> np.ndarray:
-        return self.kmeans_.transform(self._transform(X)) ** 2
+        return self.groups_.cost(self._transform(X))
 
     def _judge(self, X, Z, labels: np.ndarray, others: np.ndarray | None) -> None:
         sizes = np.bincount(labels, minlength=self.n_clusters)
-        self.suspect_ = suspect_cluster(labels, self.kmeans_.transform(Z) ** 2)
+        self.suspect_ = suspect_cluster(labels, self.groups_.cost(Z))
         several = 1 < (sizes > 0).sum() < len(labels)
         silhouette = float(silhouette_score(Z, labels)) if several else None
         distances = {} if others is None else _class_distances(X, labels, others)
@@ -318,11 +309,6 @@ class SpectralSignature(Detector):
 
     def __init__(self, threshold=3.5):
         self.threshold = threshold
-
-    def _validate(self, X, *, reset: bool) -> np.ndarray:
-        return validate_data(
-            self, X, reset=reset, dtype=np.float64, ensure_min_samples=2 if reset else 1
-        )
 
     def _split(self, X: np.ndarray) -> np.ndarray:
         self.mean_ = X.mean(axis=0)

@@ -27,7 +27,7 @@ import warnings
 
 import numpy as np
 from sklearn.base import BaseEstimator, ClusterMixin
-from sklearn.utils.validation import check_is_fitted
+from sklearn.utils.validation import check_is_fitted, validate_data
 
 from nbsupport import gw
 
@@ -58,6 +58,12 @@ class Detector(ClusterMixin, BaseEstimator):
         self.labels_[order] = labels
         self.poisoned_ = np.isin(self.labels_, self.poison_clusters_)
         return self
+
+    def _validate(self, X, *, reset: bool) -> np.ndarray:
+        """Check rows of numbers, shape (n, d)."""
+        return validate_data(
+            self, X, reset=reset, dtype=np.float64, ensure_min_samples=2 if reset else 1
+        )
 
     def decision_function(self, X) -> np.ndarray:
         """Score images, shape (n,): higher means more likely poisoned."""

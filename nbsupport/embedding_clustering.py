@@ -15,7 +15,6 @@ References
 
 import numpy as np
 from sklearn.decomposition import PCA
-from sklearn.utils.validation import validate_data
 
 from nbsupport import distances
 from nbsupport.clusterers import KMeansGroups, MixtureGroups, SpectralGroups
@@ -117,11 +116,6 @@ class VectorClustering(_Embedded):
         self.n_clusters = n_clusters
         self.n_components = n_components
         self.random_state = random_state
-
-    def _validate(self, X, *, reset: bool) -> np.ndarray:
-        return validate_data(
-            self, X, reset=reset, dtype=np.float64, ensure_min_samples=2 if reset else 1
-        )
 
     def _components(self) -> int | None:
         return self.n_components

@@ -10,10 +10,8 @@ import numpy as np
 from matplotlib.collections import LineCollection
 from matplotlib.colors import CenteredNorm
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 
 from nbsupport.figures import (
-    PALETTE,
     WIDTH,
     as_array,
     headline,
@@ -30,7 +28,6 @@ def image_grid(
     *,
     columns: int = 8,
     title: str = "",
-    boxes: Sequence[tuple[int, int, int, int] | None] | None = None,
 ) -> Figure:
     """Show images side by side, each pixel a square.
 
@@ -44,15 +41,11 @@ def image_grid(
         Images per row, at most.
     title : str
         Finding of the whole figure.
-    boxes : sequence, optional
-        (x, y, width, height) in pixels to outline on each image, or None: a sticker, say.
     """
     images = _rgb(images)
     fig, axes = _grid(len(images), columns, title, titles)
-    for i, (ax, image) in enumerate(zip(axes, images, strict=False)):
+    for ax, image in zip(axes, images, strict=True):
         ax.imshow(image)
-        if boxes is not None and boxes[i] is not None:
-            _outline(ax, boxes[i])
     return fig
 
 
@@ -295,13 +288,6 @@ def _grid(n: int, columns: int, title: str, titles: Sequence[str] | None, extra:
         if i >= n:
             ax.remove()
     return fig, list(axes.flat)[:n]
-
-
-def _outline(ax, box: tuple[int, int, int, int]) -> None:
-    x, y, width, height = box
-    ax.add_patch(
-        Rectangle((x - 1, y - 1), width + 1, height + 1, fill=False, color=PALETTE[4], lw=1.5)
-    )
 
 
 def _relevance_bar(fig: Figure, drawn, shrink: float = 0.9) -> None:

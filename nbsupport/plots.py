@@ -392,9 +392,7 @@ def score_histogram(
     scores,
     truth,
     *,
-    threshold: float | None = None,
     label: str = "suspicion score",
-    bins: int = 40,
     title: str = "",
 ) -> Figure:
     """Draw the scores of clean and poisoned images on one axis, counts on a logarithmic one.
@@ -405,20 +403,14 @@ def score_histogram(
         Higher is more suspicious.
     truth : array of bool, shape (n,)
         Whether each image is poisoned.
-    threshold : float, optional
-        Images above it are flagged.
     label : str
         Name of the score, with its unit.
-    bins : int
-        Bins, shared by both kinds.
     title : str
         Finding.
     """
     fig, ax = plt.subplots(figsize=(WIDTH, 3.2))
     headline(fig, title)
-    _draw_scores(ax, scores, truth, bins)
-    if threshold is not None:
-        ax.axvline(threshold, color="0.2", linestyle="--", linewidth=1.2, label="threshold")
+    _draw_scores(ax, scores, truth, 40)
     ax.set(xlabel=label, ylabel="images")
     fig.legend(loc="outside right upper", frameon=False)
     return fig

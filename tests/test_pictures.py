@@ -20,15 +20,11 @@ def drawn_images(fig):
 
 
 def test_images_are_drawn_pixel_by_pixel():
-    fig = pictures.image_grid(IMAGES, list("abcde"), columns=3, boxes=[(4, 6, 3, 3)] + [None] * 4)
+    fig = pictures.image_grid(IMAGES, list("abcde"), columns=3)
     shown = drawn_images(fig)
     assert len(shown) == len(fig.axes) == 5
     np.testing.assert_allclose(shown[1], IMAGES[1].permute(1, 2, 0).numpy() / 255)
     assert fig.axes[0].images[0].get_interpolation() == "nearest"
-    (box,) = fig.axes[0].patches
-    # Pixel i reaches from i - 0.5 to i + 0.5: the frame encloses pixels 4 to 6.
-    assert box.get_x() < 3.5
-    assert box.get_x() + box.get_width() > 6.5
     floats = drawn_images(pictures.image_grid(IMAGES.float() / 255))
     np.testing.assert_allclose(floats[1], shown[1], atol=1e-6)
 

@@ -228,9 +228,9 @@ def test_scoreboard_bars_stack_all_cells_and_write_their_numbers():
 def test_score_histogram_shares_bins_and_counts_all():
     scores = np.concatenate([RNG.normal(0, 1, 300), RNG.normal(5, 1, 20)])
     truth = np.arange(320) >= 300
-    fig = plots.score_histogram(torch.tensor(scores), torch.tensor(truth), threshold=2.5)
+    fig = plots.score_histogram(torch.tensor(scores), torch.tensor(truth))
     labels = [text.get_text() for text in fig.legends[0].get_texts()]
-    assert labels == ["clean (n = 300)", "poisoned (n = 20)", "threshold"]
+    assert labels == ["clean (n = 300)", "poisoned (n = 20)"]
     assert fig.axes[0].get_yscale() == "log"
 
 

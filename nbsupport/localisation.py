@@ -9,11 +9,9 @@ from torch import Tensor
 
 __all__ = ["pointing_game", "relevance_mass_accuracy", "relevance_rank_accuracy"]
 
-NEGATIVE = ("drop", "absolute")
 
-
-def relevance_mass_accuracy(heatmaps: Tensor, masks: Tensor, *, negative: str = "drop") -> Tensor:
-    """Measure the share of the relevance that lies inside the mask (Arras et al. 2022).
+def relevance_mass_accuracy(heatmaps: Tensor, masks: Tensor) -> Tensor:
+    """Measure the share of the positive relevance that lies inside the mask (Arras et al. 2022).
 
     Parameters
     ----------
@@ -21,25 +19,24 @@ def relevance_mass_accuracy(heatmaps: Tensor, masks: Tensor, *, negative: str = 
         Relevance per pixel; any scale.
     masks : bool Tensor, shape (n, h, w)
         True on the sticker; none may be empty.
-    negative : {"drop", "absolute"}
-        Count negative relevance as zero, or by its magnitude. Signed sums, which Quantus forms
-        unless told otherwise, can vanish or leave [0, 1] and are not offered.
 
     Returns
     -------
     Tensor, shape (n,)
-        In [0, 1]; nan for a heatmap without relevance to count. A heatmap spread evenly scores
+        In [0, 1]; nan for a heatmap without positive relevance. A heatmap spread evenly scores
         the area of the mask over the area of the image.
 
     Raises
     ------
     ValueError
-        If shapes differ, masks are not boolean or empty, or `negative` is unknown.
+        If shapes differ, or masks are not boolean or empty.
+
+    Notes
+    -----
+    Signed sums, which Quantus forms unless told otherwise, can vanish or leave [0, 1].
     """
     _check(heatmaps, masks)
-    if negative not in NEGATIVE:
-        raise ValueError(f"negative={negative!r}; choose one of {NEGATIVE}")
-    mass = heatmaps.clamp(min=0) if negative == "drop" else heatmaps.abs()
+    mass = heatmaps.clamp(min=0)
     return (mass * masks).sum((1, 2)) / mass.sum((1, 2))
 
 

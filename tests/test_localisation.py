@@ -32,8 +32,6 @@ def test_mass(heatmaps, masks):
     dropped = relevance_mass_accuracy(heatmaps, masks)
     assert dropped[:3].tolist() == [0.75, 0, 0.25]
     assert dropped[3].isnan()
-    absolute = relevance_mass_accuracy(heatmaps, masks, negative="absolute")
-    assert torch.allclose(absolute, torch.tensor([0.75, 0.75, 0.25, 3.5 / 15.5]))
     assert torch.equal(relevance_mass_accuracy(7 * heatmaps[:3], masks[:3]), dropped[:3])
 
 
@@ -68,8 +66,3 @@ def test_refusals(metric, heatmaps, masks):
     masks[2] = False
     with pytest.raises(ValueError, match=r"masks \[2\] are empty"):
         metric(heatmaps, masks)
-
-
-def test_unknown_treatment_of_negative_relevance(heatmaps, masks):
-    with pytest.raises(ValueError, match=r"'signed'.*'drop'"):
-        relevance_mass_accuracy(heatmaps, masks, negative="signed")

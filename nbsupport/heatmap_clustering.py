@@ -24,13 +24,12 @@ class HeatmapClustering(HeatmapDetector):
 
     Parameters
     ----------
-    metric : {"gw", "mean-distance", "euclidean", "sliced-wasserstein", "wasserstein"}, default "gw"
+    metric : {"gw", "mean-distance", "euclidean", "sliced-wasserstein"}, default "gw"
         "gw": entropic Gromov-Wasserstein values and barycentres. "mean-distance": what "gw"
         becomes once the barycentre has collapsed to a constant, in closed form; exact for epsilon
         well above `epsilon_star_`. "euclidean": pixel by pixel, not invariant under translation.
         "sliced-wasserstein": optimal transport between the maps themselves, moved to a common
-        mean position; see `nbsupport.embeddings.sliced_quantiles` for why sliced. "wasserstein" is
-        another name of it.
+        mean position; see `nbsupport.embeddings.sliced_quantiles` for why sliced.
     solver : {"batched", "POT"}, default "batched"
         Who solves "gw". "batched": all pairs at once (`nbsupport.transport`), a minute for a
         class. "POT": pair by pair, as published; a minute for a handful of maps, hours for a
@@ -296,5 +295,4 @@ _GEOMETRIES = {
     "mean-distance": _Collapsed,
     "euclidean": _Euclidean,
     "sliced-wasserstein": _Sliced,
-    "wasserstein": _Sliced,
 }

@@ -158,13 +158,6 @@ def test_sliced_wasserstein_sees_shapes_wherever_they_lie():
     assert (euclidean.poisoned_ != wide).mean() > 0.2
 
 
-def test_wasserstein_is_another_name_of_its_sliced_form():
-    one, two = (HeatmapClustering(f"{s}wasserstein").fit(HEATMAPS) for s in ("", "sliced-"))
-    np.testing.assert_array_equal(one.labels_, two.labels_)
-    np.testing.assert_array_equal(one.cluster_centers_, two.cluster_centers_)
-    np.testing.assert_array_equal(one.decision_function(HEATMAPS), two.decision_function(HEATMAPS))
-
-
 def test_sliced_wasserstein_reaches_the_optimum_of_scikit_learn():
     fitted = HeatmapClustering("sliced-wasserstein", max_iter=100).fit(HEATMAPS)
     vectors = sliced_quantiles(gw.grid_weights(HEATMAPS))

@@ -23,7 +23,7 @@ from nbsupport.results import VERDICT, csv_text
 
 __all__ = [
     "BLIND", "CLUSTERERS", "DISTANCES", "KEYS", "PUBLISHED", "QUESTIONS", "REPRESENTATIONS",
-    "SHORT", "Name", "Representation", "collect", "contrasts", "families", "finding", "grid",
+    "Name", "Representation", "collect", "contrasts", "families", "finding", "grid",
     "judge", "matrix", "one_at_a_time", "panels", "pick", "prepare", "publish", "separation",
     "why_not",
 ]  # fmt: skip
@@ -185,7 +185,6 @@ def grid(
     epsilon: float = 0.01,
     share: float = 0.99,
     device="cpu",
-    random_state: int = 0,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> dict[tuple[str, str, str], detection.DetectionResult]:
     """Let every cell of the grid judge every image of a class; no truth is asked.
@@ -202,8 +201,6 @@ def grid(
         Relevance kept in a map.
     device : str or torch.device
         Where "gw" is solved.
-    random_state : int
-        Seed of every draw.
     progress : callable, optional
         Called with (representations done, representations in all, name of the next).
 
@@ -222,9 +219,7 @@ def grid(
         for distance in DISTANCES:
             allowed = [c for c in CLUSTERERS if not why_not(name, distance, c)]
             if distance == "gw" and allowed:
-                estimator = detection.HeatmapClustering(
-                    epsilon=epsilon, share=1.0, device=device, random_state=random_state
-                )
+                estimator = detection.HeatmapClustering(epsilon=epsilon, share=1.0, device=device)
                 found[name, distance, "kmeans"] = _split(estimator, given.measures, ids)
             elif allowed:
                 began = time.perf_counter()
@@ -233,9 +228,7 @@ def grid(
                 for clusterer in allowed:
                     # The covariance of more cannot be learned from so few images.
                     kept = 4 if clusterer == "mixture" else 10 if "pca" in distance else None
-                    estimator = VectorClustering(
-                        clusterer, n_components=kept, random_state=random_state
-                    )
+                    estimator = VectorClustering(clusterer, n_components=kept)
                     found[name, distance, clusterer] = _split(estimator, vectors, ids, spent)
     if progress:
         progress(len(values), len(values), "done")
@@ -320,16 +313,16 @@ def matrix(table: pd.DataFrame, rate: str = "auroc", how: str = "mean") -> pd.Da
     return wide
 
 
-def panels(table: pd.DataFrame, rate: str = "auroc", most: int = 4) -> dict[str, pd.DataFrame]:
+def panels(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """Arrange finished grids for one picture.
 
-    A panel for each scenario; of more than ``most``, their mean and the worst of them.
+    A panel of AUROC for each scenario; of more than four, their mean and the worst of them.
     """
     scenarios = list(dict.fromkeys(table["scenario"]))
-    if len(scenarios) <= most:
-        return {name: matrix(table[table["scenario"] == name], rate) for name in scenarios}
+    if len(scenarios) <= 4:
+        return {name: matrix(table[table["scenario"] == name]) for name in scenarios}
     return {
-        f"{word} of {len(scenarios)} scenarios": matrix(table, rate, how)
+        f"{word} of {len(scenarios)} scenarios": matrix(table, how=how)
         for word, how in (("mean", "mean"), ("worst", "min"))
     }
 
@@ -344,15 +337,13 @@ def separation(auroc):
     return np.maximum(auroc, 100 - auroc)
 
 
-def families(table: pd.DataFrame, rate: str = "separation") -> pd.DataFrame:
-    """Average a rate over the cells of each family of representations and of distances.
+def families(table: pd.DataFrame) -> pd.DataFrame:
+    """Average the `separation` over the cells of each family of representations and of distances.
 
     Parameters
     ----------
     table : DataFrame
         From `judge` or `collect`.
-    rate : str
-        A column of the table, or "separation" (see `separation`).
 
     Returns
     -------
@@ -365,7 +356,7 @@ def families(table: pd.DataFrame, rate: str = "separation") -> pd.DataFrame:
     }
     kinds["separation"] = separation(table["auroc"])
     wide = table.assign(**kinds).pivot_table(
-        index="representation", columns="distance", values=rate, sort=False
+        index="representation", columns="distance", values="separation", sort=False
     )
     rows = dict.fromkeys(name.family for name in REPRESENTATIONS.values())
     columns = dict.fromkeys(name.family for name in DISTANCES.values())
@@ -381,15 +372,13 @@ def pick(table: pd.DataFrame, cell: Sequence[str]) -> pd.DataFrame:
     return table[same]
 
 
-def one_at_a_time(table: pd.DataFrame, start: Sequence[str] = PUBLISHED) -> pd.DataFrame:
-    """Replace one part of a method at a time, leaving the two others.
+def one_at_a_time(table: pd.DataFrame) -> pd.DataFrame:
+    """Replace one part of the `PUBLISHED` method at a time, leaving the two others.
 
     Parameters
     ----------
     table : DataFrame
         From `judge` or `collect`; several runs are averaged.
-    start : (str, str, str), default `PUBLISHED`
-        Representation, distance and clusterer to start from.
 
     Returns
     -------
@@ -400,44 +389,40 @@ def one_at_a_time(table: pd.DataFrame, start: Sequence[str] = PUBLISHED) -> pd.D
     Raises
     ------
     ValueError
-        If the table does not hold the start.
+        If the table does not hold that method.
     """
     rates = ["auroc", "balanced"]
-    begin = pick(table, start)[rates].mean()
+    begin = pick(table, PUBLISHED)[rates].mean()
     if begin.isna().all():
-        raise ValueError(f"the grid has no cell {tuple(start)}; its cells are named by {KEYS}")
-    rows = {("start", " / ".join(start)): begin}
+        raise ValueError(f"the grid has no cell {PUBLISHED}; its cells are named by {KEYS}")
+    rows = {("start", " / ".join(PUBLISHED)): begin}
     for place, key in enumerate(KEYS):
         for other in dict.fromkeys(table[key]):
-            cell = [*start[:place], other, *start[place + 1 :]]
-            if other != start[place] and len(found := pick(table, cell)):
+            cell = [*PUBLISHED[:place], other, *PUBLISHED[place + 1 :]]
+            if other != PUBLISHED[place] and len(found := pick(table, cell)):
                 rows[key, other] = found[rates].mean()
     result = pd.DataFrame(rows).T.rename_axis(index=["part", "replacement"])
     return result.assign(change=result["auroc"] - begin["auroc"])
 
 
 QUESTIONS = (
-    ("move mass, do not compare pixels", "distance", "euclidean", "wasserstein-in-place"),
-    ("move all maps to one place", "distance", "wasserstein-in-place", "sliced-wasserstein"),
-    ("compare distances within, not maps", "distance", "sliced-wasserstein", "mean-distance"),
-    ("keep all distances, not their mean", "distance", "mean-distance", "distance-distribution"),
-    ("a barycentre that did not collapse", "distance", "mean-distance", "gw"),
-    ("explain the network, not the image", "representation", "image", "LRP"),
-    ("explain by LRP, not by gradients", "representation", "gradients", "LRP"),
-    ("two Gaussians for two means", "clusterer", "kmeans", "mixture"),
-    ("neighbourhoods for two means", "clusterer", "kmeans", "spectral"),
-)
-"""Changes of one part: what is done, the part, and its values before and after."""
-
-SHORT = dict(
-    zip(
-        (question for question, *_ in QUESTIONS),
-        ("transport for Euclid", "blind to place", "GW on top", "the whole law", "no collapse",
-         "LRP for brightness", "LRP for gradients", "mixture for k-means", "spectral for k-means"),
-        strict=True,
-    )
+    ("move mass, do not compare pixels", "transport for Euclid",
+     "distance", "euclidean", "wasserstein-in-place"),
+    ("move all maps to one place", "blind to place",
+     "distance", "wasserstein-in-place", "sliced-wasserstein"),
+    ("compare distances within, not maps", "GW on top",
+     "distance", "sliced-wasserstein", "mean-distance"),
+    ("keep all distances, not their mean", "the whole law",
+     "distance", "mean-distance", "distance-distribution"),
+    ("a barycentre that did not collapse", "no collapse", "distance", "mean-distance", "gw"),
+    ("explain the network, not the image", "LRP for brightness", "representation", "image", "LRP"),
+    ("explain by LRP, not by gradients", "LRP for gradients",
+     "representation", "gradients", "LRP"),
+    ("two Gaussians for two means", "mixture for k-means", "clusterer", "kmeans", "mixture"),
+    ("neighbourhoods for two means", "spectral for k-means", "clusterer", "kmeans", "spectral"),
 )  # fmt: skip
-"""The same in the words of a title."""
+"""Changes of one part: what is done, the same in the words of a title, the part, and its values
+before and after."""
 
 
 def contrasts(table: pd.DataFrame) -> pd.DataFrame:
@@ -462,7 +447,7 @@ def contrasts(table: pd.DataFrame) -> pd.DataFrame:
     if "scenario" not in table:
         table = table.assign(scenario="")
     rows = []
-    for question, key, before, after in QUESTIONS:
+    for question, _, key, before, after in QUESTIONS:
         chosen = table if key == "distance" else table[table["distance"].isin(BLIND)]
         chosen = chosen if key == "representation" else chosen[chosen["family"] == "LRP"]
         column = "family" if key == "representation" else key
@@ -485,7 +470,8 @@ def contrasts(table: pd.DataFrame) -> pd.DataFrame:
 def finding(table: pd.DataFrame) -> str:
     """Say in one line how much better poison is set apart when one part is changed."""
     changes = contrasts(table).set_index("change")["separation"]
-    told = [f"{SHORT[change]} {round(points):+d}" for change, points in changes.items()]
+    short = {question: words for question, words, *_ in QUESTIONS}
+    told = [f"{short[change]} {round(points):+d}" for change, points in changes.items()]
     return f"Change of the separation in points of AUROC: {', '.join(told)}"
 
 

@@ -159,15 +159,19 @@ def outdated(runs: Sequence[Run], stage: str | None = None) -> list[Path]:
     the word of ``--stage``, makes. Snakemake sees a risen version of a stage only in its own notes
     (``.snakemake``), which are not there for runs that were copied or made by hand.
     """
-    surrogates = [run.of(run.scenario.surrogate) for run in runs if run.scenario.needs_surrogate]
-    found = []
-    for run in {run.folder: run for run in (*surrogates, *runs)}.values():
-        there = [each for each in wanted(run.scenario) if run.path(each).exists()]
-        found += [run.path(each) for each in there if not run.has(each)][:1]
-        asked = [each.name for each in STAGES.values() if stage and each.make == stage]
-        there = [each for each in asked if run.path(each).exists()]
-        found += [run.path(each) for each in there if not run.has(each)]
+    asked, found = [each.name for each in STAGES.values() if stage and each.make == stage], []
+    for run in {run.folder: run for run in (*_surrogates(runs), *runs)}.values():
+        found += _unsound(run, wanted(run.scenario))[:1] + _unsound(run, asked)
     return found
+
+
+def _surrogates(runs: Iterable[Run]) -> list[Run]:
+    return [run.of(run.scenario.surrogate) for run in runs if run.scenario.needs_surrogate]
+
+
+def _unsound(run: Run, stages: Iterable[str]) -> list[Path]:
+    there = [stage for stage in stages if run.path(stage).exists()]
+    return [run.path(stage) for stage in there if not run.has(stage)]
 
 
 @dataclass(frozen=True)
@@ -219,8 +223,7 @@ def progress(runs: Sequence[Run], *, jobs: int = 2, gpus: int = 1) -> Progress:
     """
     if not runs:
         return Progress(0, 0, 0, 0.0, jobs)
-    surrogates = [run.of(run.scenario.surrogate) for run in runs if run.scenario.needs_surrogate]
-    every = {run.scenario: run for run in (*runs, *surrogates)}
+    every = {run.scenario: run for run in (*runs, *_surrogates(runs))}
     missing = {
         scenario: [s for s in wanted(scenario) if not _told(run.path(s), run.profile)]
         for scenario, run in every.items()

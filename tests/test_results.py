@@ -60,9 +60,9 @@ def test_one_row_per_run_and_method(make):
     table = collect(runs)
     assert list(table.columns) == COLUMNS
     assert table[["profile", "scenario", "method"]].to_numpy().tolist() == [
-        ["tiny", "standard-s3-p33-r0", "raw"],
+        ["tiny", "standard-s3-p33-r0", "spectral"],
         ["tiny", "standard-s3-p33-r0", "heatmap"],
-        ["demo", "amplitude-a64-p33-r3", "raw"],
+        ["demo", "amplitude-a64-p33-r3", "spectral"],
         ["demo", "amplitude-a64-p33-r3", "heatmap"],
     ]
     row = table.iloc[3].to_dict()
@@ -106,7 +106,7 @@ def test_file_holds_the_table_sorted(make, tmp_path):
 
 def test_undefined_rates_are_empty(make, tmp_path):
     path = tmp_path / "results.csv"
-    write_csv(collect([make("clean-r0", methods=("raw",), asr=None)]), path)
+    write_csv(collect([make("clean-r0", methods=("spectral",), asr=None)]), path)
     row = dict(zip(*(line.split(",") for line in path.read_text().splitlines()), strict=True))
     assert (row["asr"], row["attack_took"], row["masr"]) == ("", "", "88.5")
 

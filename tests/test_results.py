@@ -4,12 +4,10 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
-from runs import finish
 
 from nbsupport import __version__, artifacts, results
-from nbsupport.artifacts import CHAIN, ArtifactError, Run
+from nbsupport.artifacts import CHAIN, ArtifactError
 from nbsupport.results import collect, provenance, strength, write_csv
-from nbsupport.scenarios import PROFILES, Scenario
 
 COLUMNS = [
     "profile",
@@ -40,15 +38,6 @@ COLUMNS = [
     "commit",
 ]
 """Promised to readers of results.csv, in this order: a change needs their consent."""
-
-
-@pytest.fixture
-def make(tmp_path):
-    def make(text="standard-s3-p33-r0", profile="tiny", **options):
-        run = Run(tmp_path / "runs", PROFILES[profile], Scenario.parse(text))
-        return finish(run, **options)
-
-    return make
 
 
 def test_columns_are_those_promised():

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from nbsupport import detection, distances, figures, gw, plots
-from nbsupport.artifacts import Run, atomic, checksum
+from nbsupport.artifacts import Run, checksum, write_text
 from nbsupport.detectors import one_of
 from nbsupport.embedding_clustering import VectorClustering
 from nbsupport.embeddings import sliced_quantiles
@@ -504,9 +504,7 @@ def publish(table: pd.DataFrame, folder: Path, provenance: Mapping[str, Any]):
         AUROC of all cells, still open.
     """
     path = Path(folder) / "ablation.csv"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic(path) as temporary:
-        temporary.write_text(csv_text(table))
+    write_text(path, csv_text(table))
     fig = plots.rate_maps(panels(table), title=finding(table))
     told = {**provenance, "csv": {path.name: checksum(path)}}
     figures.save(fig, "ablation", folder, told)

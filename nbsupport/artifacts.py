@@ -28,7 +28,7 @@ from nbsupport.scenarios import Profile, Scenario
 
 __all__ = [
     "CHAIN", "FILTERS", "PLACE", "STAGES", "ArtifactError", "Run", "Stage", "atomic", "begun_runs",
-    "checksum", "finished_runs", "wanted", "write_json",
+    "checksum", "finished_runs", "wanted", "write_json", "write_text",
 ]  # fmt: skip
 
 SCHEMA = 1
@@ -397,10 +397,16 @@ def _to_disk(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def write_json(path: Path, body: Mapping[str, Any]) -> None:
-    """Write JSON that any reader takes (no NaN), whole or not at all."""
+def write_text(path: Path, text: str) -> None:
+    """Write a text, whole or not at all, into a folder that is made where it is missing."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
     with atomic(path) as temporary:
-        temporary.write_text(json.dumps(body, indent=1, allow_nan=False) + "\n")
+        temporary.write_text(text)
+
+
+def write_json(path: Path, body: Mapping[str, Any]) -> None:
+    """Write JSON that any reader takes (no NaN), as `write_text` does."""
+    write_text(path, json.dumps(body, indent=1, allow_nan=False) + "\n")
 
 
 def checksum(path: Path) -> str:

@@ -14,7 +14,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor, nn
 
-from nbsupport.graph import Network, Run, Target, target_weights
+from nbsupport.graph import Forward, Network, Target, target_weights
 from nbsupport.models import Add, Concat
 from nbsupport.rules import Epsilon, Gamma, Rule, Squared, affine
 from nbsupport.tracing import INPUT, named_by
@@ -112,14 +112,14 @@ class Attribution:
         The explained value, which is the relevance the sweep starts from.
     bias : Tensor, shape (n,)
         Relevance drawn by the biases on the way.
-    run : Run
+    run : Forward
         The forward pass: logits and kept activations.
     """
 
     relevance: Tensor
     start: Tensor
     bias: Tensor
-    run: Run
+    run: Forward
 
 
 class Attributor:

@@ -261,6 +261,5 @@ def write_report(
         "code": code_version(),
         **more,
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, report)
     return report

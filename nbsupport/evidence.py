@@ -21,7 +21,7 @@ References
    (occlusion).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nbsupport.attacks import window_masks
-from nbsupport.evaluation import predict
+from nbsupport.evaluation import Progress, predict
 
 if TYPE_CHECKING:
     from nbsupport.data import Split
@@ -53,8 +53,6 @@ SIDES = (3, 5)
 """Sides of the windows that are tried, in pixels."""
 
 _PREFIX = "evidence_"
-
-Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)

@@ -69,7 +69,6 @@ class Style:
 
 
 METHOD_STYLE = {
-    "raw": Style("raw images", PALETTE[7], "X"),
     "raw_pca": Style("raw images, PCA", PALETTE[7], "X"),
     "raw_fastica": Style("raw images, FastICA", "#5f5f5f", "P"),
     "activation": Style("Activation Clustering", PALETTE[1], "s"),

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from nbsupport.graph import Network, Run, Target, target_weights
+from nbsupport.graph import Forward, Network, Target, target_weights
 from nbsupport.tracing import INPUT
 
 __all__ = ["BASELINES", "GradCam", "GradientTimesInput", "IntegratedGradients"]
@@ -36,7 +36,7 @@ class GradientTimesInput:
 
     def __call__(
         self, network: Network, images: Tensor, target: Target, layers: Sequence[str] = ()
-    ) -> tuple[Tensor, Run]:
+    ) -> tuple[Tensor, Forward]:
         """Attribute to the pixels, shape (n, c, h, w)."""
         gradient, run = _gradient(network, images, target, INPUT, layers)
         return images * gradient, run
@@ -59,7 +59,7 @@ class IntegratedGradients:
 
     def __call__(
         self, network: Network, images: Tensor, target: Target, layers: Sequence[str] = ()
-    ) -> tuple[Tensor, Run]:
+    ) -> tuple[Tensor, Forward]:
         """Attribute to the pixels, shape (n, c, h, w)."""
         with torch.no_grad():
             run = network.forward(images, layers)
@@ -91,7 +91,7 @@ class GradCam:
 
     def __call__(
         self, network: Network, images: Tensor, target: Target, layers: Sequence[str] = ()
-    ) -> tuple[Tensor, Run]:
+    ) -> tuple[Tensor, Forward]:
         """Attribute to the pixels, shape (n, 1, h, w)."""
         at = self.layer or self._last_map(network, images)
         network.check_names([at])

@@ -12,7 +12,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from nbsupport.models import Add
 from nbsupport.tracing import INPUT, Layer, UnsupportedLayerError, copied, trace
 
-__all__ = ["Network", "Run", "Target", "fold_batch_norm", "target_weights"]
+__all__ = ["Forward", "Network", "Target", "fold_batch_norm", "target_weights"]
 
 Target = int | str | Tensor | tuple["Target", "Target"]
 
@@ -46,7 +46,7 @@ def fold_batch_norm(layers: tuple[Layer, ...]) -> tuple[Layer, ...]:
 
 
 @dataclass(frozen=True)
-class Run:
+class Forward:
     """What a forward pass leaves behind.
 
     Attributes
@@ -117,7 +117,7 @@ class Network:
         """
         return torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
 
-    def forward(self, images: Tensor, keep: Collection[str] = ()) -> Run:
+    def forward(self, images: Tensor, keep: Collection[str] = ()) -> Forward:
         """Compute the logits, keeping the outputs named in `keep` and dropping the others early.
 
         Parameters
@@ -161,7 +161,7 @@ class Network:
                 "tensor in place that another layer reads, or mix images in a reshape"
             )
 
-    def _forward(self, images: Tensor, keep: Collection[str]) -> Run:
+    def _forward(self, images: Tensor, keep: Collection[str]) -> Forward:
         values, shapes, winners = {INPUT: images}, {INPUT: images.shape}, {}
         for layer in self.layers:
             a, m = [values[name] for name in layer.inputs], layer.module
@@ -176,7 +176,7 @@ class Network:
             for name in layer.inputs:
                 if name not in keep and self._last_reader[name] == layer.name:
                     values.pop(name, None)
-        return Run(z, values, shapes, winners)
+        return Forward(z, values, shapes, winners)
 
 
 def _check_shapes(layer: Layer, inputs: list[Tensor]) -> None:

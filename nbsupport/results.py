@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from nbsupport import metrics
-from nbsupport.artifacts import CHAIN, PLACE, Run, atomic, library_versions
+from nbsupport.artifacts import CHAIN, PLACE, Run, library_versions, write_text
 
 __all__ = [
     "COLUMNS", "OURS", "collect", "csv_text", "localisation", "networks", "odd_settings", "paired",
@@ -329,7 +329,4 @@ def write_csv(results: pd.DataFrame, path: Path) -> None:
     path : Path
         File to write.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic(path) as temporary:
-        temporary.write_text(csv_text(results.sort_values(KEYS, kind="stable")))
+    write_text(path, csv_text(results.sort_values(KEYS, kind="stable")))

@@ -5,7 +5,7 @@ the same weights and follows the same recipe and seeds as the first, so that the
 all that differs. Both steps leave artefacts below the run, in ``retrained/<filter>``.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import numpy as np
 import pandas as pd
@@ -14,7 +14,7 @@ import torch
 from nbsupport import metrics
 from nbsupport.artifacts import FILTERS, STAGES, Run, checksum
 from nbsupport.devices import describe
-from nbsupport.evaluation import evaluate, load_poisoned
+from nbsupport.evaluation import Progress, evaluate, load_poisoned
 from nbsupport.models import build
 from nbsupport.training import fit, identity
 
@@ -22,8 +22,6 @@ __all__ = ["SECOND", "choose", "collect", "compare", "retrain"]
 
 SECOND = tuple(name for name in STAGES if name.startswith("retrained/"))
 """Stages that choices of images and second networks are, of all filters."""
-
-Progress = Callable[[int, int, str], None]
 
 
 def choose(run: Run, name: str) -> np.ndarray:
@@ -63,7 +61,7 @@ def choose(run: Run, name: str) -> np.ndarray:
     chosen = np.sort(chosen).astype(np.int64)
     hits = int(np.isin(chosen, ids[truth]).sum())
     run.save(
-        f"retrained/{name}/filter",
+        _stages(name)[0],
         {"ids": chosen},
         {"n": len(chosen), "n_poisoned": hits, "n_missed": int(truth.sum()) - hits},
         made_from=((run, "detection"),),
@@ -105,7 +103,7 @@ def retrain(
     ArtifactError
         If something that is needed is missing or stale.
     """
-    chosen, stage = f"retrained/{name}/filter", f"retrained/{name}/training"
+    chosen, stage = _stages(name)
     removed, before = run.arrays(chosen)["ids"], run.load("training")
     checkpoint = run.path(stage).with_name("training.checkpoint.pt")
     twin = _twin(run, name, removed)
@@ -166,8 +164,7 @@ def compare(run: Run) -> pd.DataFrame:
     n = first["counts"]["train"]["n_poisoned"]
     rows = [("before", 0, 0, first)]
     for name in _retrained(run):
-        stages = [f"retrained/{name}/{stage}" for stage in ("filter", "training")]
-        chosen, found = (run.load(stage)["result"] for stage in stages)
+        chosen, found = (run.load(stage)["result"] for stage in _stages(name))
         rows.append((name, chosen["n"], chosen["n_poisoned"], found))
     accuracy = [_accuracy(found["confusion"]) for *_, found in rows]
     return pd.DataFrame(
@@ -210,10 +207,14 @@ def collect(runs: Iterable[Run]) -> pd.DataFrame:
     return table[["scenario", *table.columns.drop("scenario")]]
 
 
+def _stages(name: str) -> tuple[str, str]:
+    """Name the stages of a filter: the choice of images, and the second network."""
+    return f"retrained/{name}/filter", f"retrained/{name}/training"
+
+
 def _retrained(run: Run) -> list[str]:
     """List the filters after which the network of a run was trained again."""
-    stages = [(name, f"retrained/{name}/filter", f"retrained/{name}/training") for name in FILTERS]
-    return [name for name, *both in stages if all(map(run.has, both))]
+    return [name for name in FILTERS if all(map(run.has, _stages(name)))]
 
 
 def _accuracy(confusion) -> metrics.Interval:
@@ -225,9 +226,8 @@ def _twin(run: Run, name: str, removed: np.ndarray) -> str | None:
     """Name a finished network that was trained on the same images."""
     if len(removed) == 0:
         return "training"
-    for other in FILTERS:
-        chosen, stage = f"retrained/{other}/filter", f"retrained/{other}/training"
-        sound = run.has(chosen) and run.has(stage)
-        if other != name and sound and np.array_equal(run.arrays(chosen)["ids"], removed):
+    for other in _retrained(run):
+        chosen, stage = _stages(other)
+        if other != name and np.array_equal(run.arrays(chosen)["ids"], removed):
             return stage
     return None

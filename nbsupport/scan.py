@@ -5,7 +5,7 @@ Every class in turn is taken for the target of an attack, and the detector says 
 
 import time
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -21,7 +21,7 @@ from nbsupport.artifacts import Run
 from nbsupport.attacks import Manifest
 from nbsupport.baselines import ActivationClustering
 from nbsupport.devices import describe
-from nbsupport.evaluation import load_model, load_poisoned, share_read
+from nbsupport.evaluation import Progress, load_model, load_poisoned, share_read
 from nbsupport.poison_detector import PoisonDetector
 
 if TYPE_CHECKING:
@@ -38,8 +38,6 @@ __all__ = [
     "two_rounds",
     "without_poison",
 ]
-
-Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from nbsupport import figures, metrics, paper, plots
-from nbsupport.artifacts import atomic, checksum, code_version, write_json
+from nbsupport.artifacts import checksum, code_version, write_json, write_text
 from nbsupport.audits import LAST_DIGIT
 from nbsupport.evaluation import ATTACK_TOOK
 from nbsupport.metrics import Interval
@@ -520,7 +520,6 @@ def export(
         CSV, Markdown, LaTeX, JSON.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     named = (*table.get("experiment", ()), *table.get("scenario", ()))
     about = set(map(experiment, named))
     # Column by column, as objects: pandas would turn whole numbers beside a gap into floats.
@@ -537,8 +536,7 @@ def export(
     paths = []
     for suffix, content in body.items():
         paths.append(folder / f"{name}{suffix}")
-        with atomic(paths[-1]) as temporary:
-            temporary.write_text(content)
+        write_text(paths[-1], content)
     runs = {
         run: told
         for run, told in provenance["runs"].items()

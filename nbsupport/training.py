@@ -7,7 +7,6 @@ epoch, so that training resumed after an interruption ends in the same weights a
 import copy
 import math
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,15 +17,13 @@ from torch import nn
 from nbsupport.artifacts import STAGES, Run, atomic, checksum
 from nbsupport.augmentation import augment
 from nbsupport.devices import autocast, tune_allocator
-from nbsupport.evaluation import predict
+from nbsupport.evaluation import Progress, predict
 from nbsupport.scenarios import Profile
 
 if TYPE_CHECKING:
     from nbsupport.data import Split
 
 __all__ = ["Epoch", "TrainingError", "fit", "identity"]
-
-Progress = Callable[[int, int, str], None]
 
 
 class TrainingError(RuntimeError):

@@ -221,24 +221,29 @@ def outdated(
     sees a risen version of a stage only in its own notes (``.snakemake``), which are not there for
     runs that were copied or made by hand.
     """
-    surrogates = [run.of(run.scenario.surrogate) for run in runs if run.scenario.needs_surrogate]
+    asked = [
+        each.name
+        for each in STAGES.values()
+        if stage and each.make == stage and not _left_out(each.name, filters)
+    ]
     found = []
-    for run in {run.folder: run for run in (*surrogates, *runs)}.values():
-        there = [each for each in wanted(run.scenario) if run.path(each).exists()]
-        found += [run.path(each) for each in there if not run.has(each)][:1]
-        asked = [
-            each.name
-            for each in STAGES.values()
-            if stage and each.make == stage and not _left_out(each.name, filters)
-        ]
-        there = [each for each in asked if run.path(each).exists()]
-        found += [run.path(each) for each in there if not run.has(each)]
+    for run in {run.folder: run for run in (*_surrogates(runs), *runs)}.values():
+        found += _unsound(run, wanted(run.scenario))[:1] + _unsound(run, asked)
     return found
 
 
 def _left_out(stage: str, filters: Sequence[str]) -> bool:
     """Whether a stage belongs to a filter, ``retrained/<filter>/...``, that nobody chose."""
     return stage.startswith("retrained/") and stage.split("/")[1] not in filters
+
+
+def _surrogates(runs: Iterable[Run]) -> list[Run]:
+    return [run.of(run.scenario.surrogate) for run in runs if run.scenario.needs_surrogate]
+
+
+def _unsound(run: Run, stages: Iterable[str]) -> list[Path]:
+    there = [stage for stage in stages if run.path(stage).exists()]
+    return [run.path(stage) for stage in there if not run.has(stage)]
 
 
 @dataclass(frozen=True)
@@ -290,8 +295,7 @@ def progress(runs: Sequence[Run], *, jobs: int = 2, gpus: int = 1) -> Progress:
     """
     if not runs:
         return Progress(0, 0, 0, 0.0, jobs)
-    surrogates = [run.of(run.scenario.surrogate) for run in runs if run.scenario.needs_surrogate]
-    every = {run.scenario: run for run in (*runs, *surrogates)}
+    every = {run.scenario: run for run in (*runs, *_surrogates(runs))}
     missing = {
         scenario: [s for s in wanted(scenario) if not _told(run.path(s), run.profile)]
         for scenario, run in every.items()

@@ -11,10 +11,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
+from runs import finish
 from torch import nn
 
 from nbsupport import ROOT, figures
+from nbsupport.artifacts import Run
 from nbsupport.data import Dataset, Split
+from nbsupport.scenarios import PROFILES, Scenario
 
 torch.set_num_threads(1)
 mpl.use("Agg")
@@ -77,6 +80,17 @@ def shuffled(dataset):
 @pytest.fixture
 def surrogate():
     return make_surrogate()
+
+
+@pytest.fixture
+def make(tmp_path):
+    """Leave the records of a finished run of a scenario, see `runs.finish`."""
+
+    def make(text="standard-s3-p33-r0", profile="tiny", **options):
+        run = Run(tmp_path / "runs", PROFILES[profile], Scenario.parse(text))
+        return finish(run, **options)
+
+    return make
 
 
 @pytest.fixture

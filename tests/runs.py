@@ -10,7 +10,7 @@ from nbsupport.attacks import Manifest
 from nbsupport.evidence import Evidence
 from nbsupport.metrics import Confusion
 
-METHODS = ("raw", "heatmap")
+METHODS = ("spectral", "heatmap")
 
 DETECTIONS = {
     "activation": Confusion(738, 75, 1596, 54),

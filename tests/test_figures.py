@@ -25,13 +25,13 @@ def test_theme_is_the_projects():
 
 
 def test_methods_differ_in_colour_and_in_marker():
-    styles = [s for name, s in figures.METHOD_STYLE.items() if name != "raw"]
+    styles = figures.METHOD_STYLE.values()
     for field in ("color", "marker", "label"):
         assert len({getattr(style, field) for style in styles}) == len(styles)
     assert not {figures.CLEAN, figures.POISONED} & {style.color for style in styles}
     red, green, blue = to_rgb(figures.METHOD_STYLE["heatmap"].color)
     assert blue > max(red, green)
-    red, green, blue = to_rgb(figures.METHOD_STYLE["raw"].color)
+    red, green, blue = to_rgb(figures.METHOD_STYLE["raw_pca"].color)
     assert red == green == blue
 
 

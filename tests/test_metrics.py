@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from nbsupport import gtsrb, metrics, paper
+from nbsupport import metrics, paper
 from nbsupport.metrics import Confusion
 
 TRUTH = np.array([1, 1, 1, 0, 0, 0, 0, 0], dtype=bool)
@@ -70,14 +70,6 @@ def test_auroc_is_the_chance_of_the_right_order():
         assert math.isnan(metrics.average_precision(one_kind, np.arange(5)))
 
 
-def test_shuffled_truth_carries_no_signal():
-    rng = np.random.default_rng(2)
-    truth = np.arange(2000) < 600
-    score = truth + 0.1 * rng.standard_normal(2000)
-    assert metrics.auroc(truth, score) == 1.0
-    assert metrics.auroc(rng.permutation(truth), score) == pytest.approx(0.5, abs=0.05)
-
-
 def test_attack_success_by_class():
     labels = np.array([0, 0, 1, 1, 1, 1, 5, 5])
     predictions = np.array([5, 0, 5, 5, 5, 1, 5, 5])
@@ -89,17 +81,6 @@ def test_attack_success_by_class():
         metrics.masr(labels, predictions, 5, "weighted")
     assert math.isnan(metrics.asr([], 5))
     assert math.isnan(metrics.masr([5], [5], 5))
-
-
-def test_macro_mean_is_what_the_paper_prints():
-    hits = paper.PER_CLASS_HITS["label_consistent-s3-p33-r0"]
-    sizes = [0 if hit is None else n for hit, n in zip(hits, gtsrb.COUNTS["test"], strict=True)]
-    labels = np.repeat(np.arange(43), sizes)
-    predictions = np.concatenate(
-        [np.where(np.arange(n) < (hit or 0), 5, 6) for hit, n in zip(hits, sizes, strict=True)]
-    )
-    assert metrics.masr(labels, predictions, 5) == pytest.approx(90.98, abs=0.005)
-    assert metrics.masr(labels, predictions, 5, "micro") == pytest.approx(91.325, abs=0.005)
 
 
 def test_wilson_against_its_defining_equation():

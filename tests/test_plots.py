@@ -9,7 +9,7 @@ from matplotlib.collections import PathCollection
 from matplotlib.colors import to_hex
 from runs import DETECTIONS, RESULTS, detected
 
-from nbsupport import figures, gtsrb, metrics, paper, plots
+from nbsupport import figures, metrics, paper, plots
 from nbsupport.metrics import Confusion
 
 RNG = np.random.default_rng(0)
@@ -148,10 +148,8 @@ def test_rates_plot_draws_valid_printed_values_hollow():
 
 
 def test_per_class_bars_state_the_macro_mean_and_skip_the_target():
-    hits = paper.PER_CLASS_HITS["amplitude-a32-p33-r0"]
     rates = [
-        None if hit is None else 100 * hit / n
-        for hit, n in zip(hits, gtsrb.COUNTS["test"], strict=True)
+        None if math.isnan(rate) else rate for rate in paper.per_class_rates("amplitude-a32-p33-r0")
     ]
     fig = plots.per_class_bars({"amplitude 32": rates})
     assert fig.axes[0].get_title(loc="left") == "amplitude 32: mean 25.65 %"

@@ -7,24 +7,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from runs import finish
 
 from nbsupport import ROOT, results, tables
-from nbsupport.artifacts import CHAIN, STAGES, ArtifactError, Run
+from nbsupport.artifacts import CHAIN, STAGES, ArtifactError
 from nbsupport.published import KEEP, TIDY, Published
-from nbsupport.scenarios import PROFILES, Scenario
 
 FIGURES = ROOT / "figures"
 NEW, OLD = "standard-s3-p33-r0", "standard-s3-p33-r1"
-
-
-@pytest.fixture
-def make(tmp_path):
-    def make(text, profile="tiny", **options):
-        run = Run(tmp_path / "runs", PROFILES[profile], Scenario.parse(text))
-        return finish(run, **options)
-
-    return make
 
 
 @pytest.fixture

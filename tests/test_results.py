@@ -4,12 +4,10 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
-from runs import finish
 
 from nbsupport import __version__, artifacts, results
-from nbsupport.artifacts import CHAIN, ArtifactError, Run
+from nbsupport.artifacts import CHAIN, ArtifactError
 from nbsupport.results import collect, provenance, strength, write_csv
-from nbsupport.scenarios import PROFILES, Scenario
 
 COLUMNS = [
     "profile",
@@ -42,15 +40,6 @@ COLUMNS = [
 """Promised to readers of results.csv, in this order: a change needs their consent."""
 
 
-@pytest.fixture
-def make(tmp_path):
-    def make(text="standard-s3-p33-r0", profile="tiny", **options):
-        run = Run(tmp_path / "runs", PROFILES[profile], Scenario.parse(text))
-        return finish(run, **options)
-
-    return make
-
-
 def test_columns_are_those_promised():
     assert results.COLUMNS == COLUMNS
 
@@ -60,9 +49,9 @@ def test_one_row_per_run_and_method(make):
     table = collect(runs)
     assert list(table.columns) == COLUMNS
     assert table[["profile", "scenario", "method"]].to_numpy().tolist() == [
-        ["tiny", "standard-s3-p33-r0", "raw"],
+        ["tiny", "standard-s3-p33-r0", "spectral"],
         ["tiny", "standard-s3-p33-r0", "heatmap"],
-        ["demo", "amplitude-a64-p33-r3", "raw"],
+        ["demo", "amplitude-a64-p33-r3", "spectral"],
         ["demo", "amplitude-a64-p33-r3", "heatmap"],
     ]
     row = table.iloc[3].to_dict()
@@ -106,7 +95,7 @@ def test_file_holds_the_table_sorted(make, tmp_path):
 
 def test_undefined_rates_are_empty(make, tmp_path):
     path = tmp_path / "results.csv"
-    write_csv(collect([make("clean-r0", methods=("raw",), asr=None)]), path)
+    write_csv(collect([make("clean-r0", methods=("spectral",), asr=None)]), path)
     row = dict(zip(*(line.split(",") for line in path.read_text().splitlines()), strict=True))
     assert (row["asr"], row["attack_took"], row["masr"]) == ("", "", "88.5")
 

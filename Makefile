@@ -31,7 +31,7 @@ endef
 override SCENARIOS := $(subst $(newline), ,$(SCENARIOS))
 
 # A quoted ~ reaches no shell that would expand it.
-override RUNS := $(patsubst ~/%,$(HOME)/%,$(RUNS))
+override RUNS := $(if $(filter ~/%,$(firstword $(RUNS))),$(subst ~/,$(HOME)/,$(RUNS)),$(RUNS))
 
 BIN   := $(if $(filter /%,$(VENV)),$(VENV),$(CURDIR)/$(VENV))/bin
 READY := $(VENV)/.nbsupport-ready

@@ -13,7 +13,7 @@ import sys
 
 from snakemake.exceptions import WorkflowError
 
-from nbsupport.artifacts import CHAIN, FILTERS, STAGES
+from nbsupport.artifacts import CHAIN, FILTERS, STAGES, USUAL_FILTERS
 from nbsupport.scenarios import Profile, Scenario, expand
 
 KNOWN = {"profile", "scenarios", "runs", "data", "device", "minutes", "filters"}
@@ -26,7 +26,7 @@ try:
 except ValueError as error:
     sys.exit(str(error))
 
-DROP = str(config.get("filters", "poison_detector perfect random")).replace(",", " ").split()
+DROP = str(config.get("filters", " ".join(USUAL_FILTERS))).replace(",", " ").split()
 if unknown := set(DROP) - set(FILTERS):
     sys.exit(f"unknown filters {sorted(unknown)}; choose among {', '.join(FILTERS)}")
 

@@ -27,8 +27,8 @@ from nbsupport import ROOT, __version__
 from nbsupport.scenarios import Profile, Scenario
 
 __all__ = [
-    "CHAIN", "FILTERS", "PLACE", "STAGES", "ArtifactError", "Run", "Stage", "atomic", "begun_runs",
-    "checksum", "finished_runs", "wanted", "write_json", "write_text",
+    "CHAIN", "FILTERS", "PLACE", "STAGES", "USUAL_FILTERS", "ArtifactError", "Run", "Stage",
+    "atomic", "begun_runs", "checksum", "finished_runs", "wanted", "write_json", "write_text",
 ]  # fmt: skip
 
 SCHEMA = 1
@@ -74,6 +74,10 @@ class Stage:
 
 FILTERS = ("poison_detector", "heatmap", "perfect", "random")
 """Ways to choose the images that a network is trained again without (`nbsupport.retraining`)."""
+
+
+USUAL_FILTERS = ("poison_detector", "perfect", "random")
+"""Those that are used unless others are asked for."""
 
 
 def _retrained(name: str) -> tuple[Stage, Stage]:

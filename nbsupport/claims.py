@@ -134,15 +134,16 @@ def _good_on_label_consistent(networks: pd.DataFrame) -> Answer:
 
 def _better_than_euclid(networks: pd.DataFrame) -> Answer:
     rates = ["auroc_heatmap", "auroc_heatmap_euclidean"]
-    parts, ahead = [], []
-    for where, sign in (("move", "not "), ("stay in their place", "")):
+    better, told = {}, []
+    for where, sign in (("in different positions", "not "), ("in one position", "")):
         rule = f"{sign}scenario.str.startswith('amplitude') and percent > 2"
         # Either group may be called poison: 10 % sets it as far apart as 90 %.
         apart = (_some(networks, rule, " ".join(rates))[rates] - 50).abs() + 50
-        better = apart[rates[0]] > apart[rates[1]]
-        ahead.extend(better)
-        parts += [f"{_count(better)} networks with triggers that {where}"] * bool(len(better))
-    return _share(ahead), f"higher AUROC, whichever group is called poison, in {', '.join(parts)}"
+        better[where] = list(apart[rates[0]] > apart[rates[1]])
+        told += [f"{_count(better[where])} with triggers {where}"] * bool(len(apart))
+    # The sentence is about the first kind; the second shows what it leaves out.
+    here = f"higher AUROC, whichever group is called poison, in {', '.join(told)} (networks)"
+    return _share(better["in different positions"]), here
 
 
 def _two_thirds(networks: pd.DataFrame) -> Answer:
@@ -208,12 +209,17 @@ def _none_at_two_percent(networks: pd.DataFrame) -> Answer:
     told, right = [], []
     for method, name in (("heatmap", "Heatmap"), ("activation", "Activation")):
         rule = "scenario.str.startswith('standard-s3-p02')"
-        some = _some(networks, rule, f"n_tp_{method} n_fn_{method}").sum()
-        found, missed = int(some[f"n_tp_{method}"]), int(some[f"n_fn_{method}"])
-        if found + missed:
+        counts = [f"n_tp_{method}", f"n_fn_{method}"]
+        rows = _some(networks, rule, " ".join(counts))
+        if len(rows):
+            found, missed = rows[counts].sum().astype(int)
+            worked = rows.loc[rows["attack_took"].astype(bool), counts].sum().astype(int)
             right.append(found < 0.1 * (found + missed))
-            told.append(f"{name} Clustering finds {found} of {found + missed}")
-    return _share(right), "; ".join(told)
+            told.append(
+                f"{name} Clustering finds {found} of {found + missed} ({worked.iloc[0]} of "
+                f"{worked.sum()} where the attack took)"
+            )
+    return _share(right), f"{'; '.join(told)}; fewer than a tenth would count as none"
 
 
 def _fairly_well(networks: pd.DataFrame) -> Answer:
@@ -253,14 +259,14 @@ def _repetitions(networks: pd.DataFrame) -> list[tuple[float, pd.DataFrame]]:
 def _clear_advantage(networks: pd.DataFrame) -> Answer:
     right, told = [], []
     for percent, rows in _repetitions(networks):
-        means = {
-            rate: [rows[f"{rate}_{method}"].mean() for method in ("heatmap", "activation")]
-            for rate in ("acc", "tpr", "tnr")
-        }
-        right += [ours > theirs for ours, theirs in means.values()]
-        each = ", ".join(f"{r.upper()} {a:.1f} against {b:.1f}" for r, (a, b) in means.items())
-        told.append(f"{percent:g} %, {len(rows)} networks: {each}")
-    return _share(right), "; ".join(told)
+        parts = []
+        for rate in ("acc", "tpr", "tnr"):
+            ours, theirs = (rows[f"{rate}_{method}"] for method in ("heatmap", "activation"))
+            parts.append(f"{rate.upper()} {ours.mean():.1f} against {theirs.mean():.1f}")
+            if ours.min() < 100 or theirs.min() < 100:  # nothing is better than all of them
+                right.append((ours > theirs).all())
+        told.append(f"{percent:g} %, {len(rows)} networks: {', '.join(parts)}")
+    return _share(right), f"{'; '.join(told)} (clear: higher in every network)"
 
 
 def _two_orders(networks: pd.DataFrame) -> Answer:
@@ -294,22 +300,16 @@ def _amplitude_is_detected(networks: pd.DataFrame) -> Answer:
     return _share(best), "; ".join(told[:-1]) + " " + told[-1]
 
 
-def _drastically_longer(networks: pd.DataFrame) -> Answer:
-    some = _some(networks, "percent > 0", "seconds_heatmap seconds_activation")
-    if not len(some):
-        return OPEN, ""
-    ours, theirs = some["seconds_heatmap"].median(), some["seconds_activation"].median()
-    longer = [ours > theirs, ours > 60]
-    return _share(longer), f"a median of {ours:.1f} s against {theirs:.2f} s, in closed form (4.4)"
-
-
 def _spectral_fails(networks: pd.DataFrame) -> Answer:
     rates = "auroc_spectral"
     clean = _label_consistent(networks, rates)[rates]
     plain = _standard(networks, rates)[rates]
     if not len(clean) or not len(plain):
         return OPEN, ""
-    here = f"AUROC {_span(clean)} on label-consistent, {_span(plain)} on standard attacks above 2 %"
+    here = (
+        f"as an inference: AUROC {_span(clean)} on label-consistent, {_span(plain)} on standard "
+        "attacks above 2 %"
+    )
     return _share(clean < 60), here
 
 
@@ -329,14 +329,17 @@ CLAIMS = (
     ),
     Claim(
         "2",
-        "SpecSig only produces results that are only slightly better than random guessing [on "
-        "artifacts whose] fundamental concept [is that of label-consistent attacks]",
+        "[on Clever Hans artifacts] SpecSig only produces results that are only slightly better "
+        "than random guessing. Since the fundamental concept of label-consistent poisoning attacks "
+        "and CH artifacts is the same ...",
         _spectral_fails,
         "5.6",
     ),
     Claim(
         "5.5",
-        "we get a better distance measure in comparison to the euclidean distance",
+        "we get a better distance measure in comparison to the euclidean distance in the sense, "
+        'that images containing a backdoor trigger are still "close" even if the backdoor trigger '
+        "is placed at different positions",
         _better_than_euclid,
         "notebook 7",
     ),
@@ -403,20 +406,20 @@ CLAIMS = (
         "7.4",
         "a clear advantage of Heatmap Clustering when considering mean accuracy, TPR and TNR",
         _clear_advantage,
-        "Table 5",
+        "Table 5; erratum table5-setting",
     ),
     Claim(
         "7.4",
         "the standard deviation of the accuracy for Activation Clustering is nearly two orders of "
         "magnitude higher than for Heatmap Clustering",
         _two_orders,
-        "Table 5",
+        "Table 5; erratum table5-setting",
     ),
     Claim(
         "7.4",
         "Most of this effect is due to the much higher standard deviation for the TNR",
         _due_to_tnr,
-        "Table 5",
+        "Table 5; erratum table5-setting",
     ),
     Claim(
         "8",
@@ -424,12 +427,6 @@ CLAIMS = (
         "a trigger are impossible to detect was proven wrong",
         _amplitude_is_detected,
         "Table 4",
-    ),
-    Claim(
-        "8",
-        "In comparison to AC, HC has a drastically longer run time",
-        _drastically_longer,
-        "4.4, README on speed",
     ),
 )
 """What the paper says that runs can speak of, in the order of its sections."""

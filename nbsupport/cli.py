@@ -48,7 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     place.add_argument("--profile", default="demo", help=f"one of {', '.join(PROFILES)}")
     place.add_argument("--runs", type=_folder, default="data/runs", help="folder of all runs")
     images = argparse.ArgumentParser(add_help=False)
-    images.add_argument("--data", default="auto", help="folder of GTSRB")
+    images.add_argument("--data", type=_images, default="auto", help="folder of GTSRB")
     named = argparse.ArgumentParser(add_help=False)
     named.add_argument("--scenarios", nargs="*", help="ids, 'paper', 'extended'; default: all here")
     machine = argparse.ArgumentParser(add_help=False)
@@ -100,6 +100,11 @@ def _folder(text: str) -> Path:
     if not there.is_dir():
         raise argparse.ArgumentTypeError(f"{there} is a file; name a folder, new or there already")
     return folder
+
+
+def _images(text: str) -> str:
+    # As one absolute path the workflow reads it as it is; "auto" asks the environment.
+    return text if text == "auto" else str(anchored(text))
 
 
 def _count(least: int):

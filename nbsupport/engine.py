@@ -20,6 +20,7 @@ from papermill.engines import NBClientEngine
 from traitlets.config import Config
 
 from nbsupport.execution import assignments, check_names, check_type
+from nbsupport.workflow import alive
 
 __all__ = ["Engine"]
 
@@ -117,7 +118,8 @@ class Engine(NBClientEngine):
         over = threading.Event()
         threading.Thread(target=_beat, args=(client, over), daemon=True).start()
         try:
-            client.execute()
+            with alive():
+                client.execute()
         except CellTimeoutError as error:
             raise CellTimeoutError(
                 f"{client.title} took longer than the {execution_timeout} s it was given; raise "

@@ -44,8 +44,8 @@ class HeatmapClustering(HeatmapDetector):
         Number of clusters.
     start : {"k-means++", "released"}, default "k-means++"
         "k-means++" draws the first centres among single maps, far apart. "released" repeats a slip
-        of the released code: its first assignment compares distances with rescaled copies of
-        themselves, so that one drawn map forms a cluster and *all* others the second. Only for
+        of the released code: in its first assignment the distances to one centre are rescaled, so
+        that the other drawn map forms a cluster and *all* others the second. Only for
         two clusters. The map is drawn uniformly (there, with probabilities so nearly equal that
         no difference can be seen).
     n_init : int or "auto", default "auto"

@@ -523,7 +523,7 @@ ERRATA = (
         "in both cases about the same number of images are falsely classified as poisoned",
         "TNR 72.36 and 78.48 of 1,650 clean images are 456 and 355 false alarms: 28 % more.",
         "1194/1650 and 1295/1650; no other counts round to these rates.",
-        "Both counts stand in the table.",
+        "Both rates stand in the table.",
     ),
     Erratum(
         "asr-p05", "text", "Table 1, row 5 %",
@@ -591,10 +591,11 @@ ERRATA = (
     Erratum(
         "first-assignment", "code", "Section 5.3",
         "k-means++",
-        "The first assignment of the released code compares distances with rescaled copies of "
-        "themselves: one drawn heatmap stands against all others.",
-        "The distances to the first centre are divided in place by their sum and then used as "
-        "those to the other; raw values are about a hundred times larger.",
+        "In the first assignment of the released code the distances to the first centre are "
+        "divided by their sum, those to the second are not: the second centre stands alone against "
+        "all others.",
+        "An array is divided in place to draw the second centre, and still serves as the distances "
+        "to the first; raw values are about a hundred times larger.",
         "That start for the paper's rows, once and 20 rounds; the best of ten k-means++ starts "
         "beside it.",
     ),

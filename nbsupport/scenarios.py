@@ -133,7 +133,8 @@ class Scenario:
         # One attack has one name: images are drawn from all sources alike.
         object.__setattr__(self, "source_classes", tuple(sorted(self.source_classes)))
         rows, columns = self.window
-        reach = self.pgd_steps * self.pgd_step
+        reach = self.pgd_steps * Fraction(_decimal(self.pgd_step))
+        radius = Fraction(_decimal(self.pgd_radius))
         largest = IMAGE_SIDE
         if self.positions == "released" and self.attack in RELEASED_POSITIONS:
             largest -= max(map(max, RELEASED_POSITIONS[self.attack]))
@@ -162,8 +163,8 @@ class Scenario:
             "pgd_step": (0 < self.pgd_step <= 1, "more than 0, at most 1"),
             "pgd_norm": (self.pgd_norm in ("linf", "l2"), "'linf' or 'l2'"),
             "pgd_radius": (
-                self.pgd_radius >= 0 and (self.pgd_radius < reach or self.pgd_random_start),
-                f"less than {_decimal(reach)}, which {self.pgd_steps} steps of {self.pgd_step} "
+                radius >= 0 and (radius < reach or self.pgd_random_start),
+                f"less than {float(reach):g}, which {self.pgd_steps} steps of {self.pgd_step} "
                 "reach at most; for a larger ball name steps and their size, pgd<n>x<size>",
             ),
             "model": (self.model in ("inception", "resnet"), "'inception' or 'resnet'"),

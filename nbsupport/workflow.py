@@ -10,14 +10,14 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
 from statistics import mean
 
 from nbsupport import ROOT
-from nbsupport.artifacts import CHAIN, FILTERS, STAGES, Run, wanted
+from nbsupport.artifacts import CHAIN, STAGES, USUAL_FILTERS, Run, wanted
 from nbsupport.scenarios import ATTACKS, Profile, Scenario
 
 __all__ = ["Progress", "alive", "command", "execute", "grid", "outdated", "progress"]
@@ -53,7 +53,7 @@ def grid(
     amplitudes : iterable of int
         Amplitudes (or opacities in percent), for attacks with one.
     variants : iterable of str
-        Options of a scenario, as its id writes them ("resnet", "win20x20-released"), or "plain"
+        Options of a scenario, as its id writes them ("resnet", "win20x20-resnet"), or "plain"
         for none; default: plain alone.
 
     Raises
@@ -136,11 +136,13 @@ def command(
 
 
 @contextmanager
-def alive(*, alone: bool = False) -> Iterator[int]:
-    """Hold the sign that a workflow of this checkout is at work.
+def alive(*, alone: bool = False) -> Iterator[int | None]:
+    """Hold the sign that a workflow or a notebook of this checkout is at work.
 
     It goes with the processes that hold it, however they end; Snakemake's own locks outlive a
-    killed one, and `--unlock` takes them from a living one, too.
+    killed one, and `--unlock` takes them from a living one, too. Held by `execute` and by each
+    notebook that runs under our engine, but not by a Snakemake that is called by hand. Where the
+    file system has no locks, nothing is held.
 
     Parameters
     ----------
@@ -149,7 +151,7 @@ def alive(*, alone: bool = False) -> Iterator[int]:
 
     Yields
     ------
-    int
+    int or None
         The file descriptor to hand on to the process that shall hold it as well.
 
     Raises
@@ -157,16 +159,21 @@ def alive(*, alone: bool = False) -> Iterator[int]:
     ValueError
         If another one is at work and ``alone`` is asked for.
     """
-    SIGN.parent.mkdir(exist_ok=True)
-    with open(SIGN, "w") as file:
+    with ExitStack() as stack:
         try:
+            SIGN.parent.mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context(open(SIGN, "a+"))
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB if alone else fcntl.LOCK_SH)
+            held = file.fileno()
         except BlockingIOError:
             raise ValueError(
-                f"another run is at work in {ROOT}: wait until it ends, or stop it (Ctrl-C); going "
-                "on beside it would compute the same files twice"
+                f"another run is at work in {ROOT}, whose locks would be taken away: wait until it "
+                "ends, or stop it (Ctrl-C). Other scenarios may be run beside it, without --unlock "
+                "(make run instead of make resume)"
             ) from None
-        yield file.fileno()
+        except OSError:
+            held = None
+        yield held
 
 
 def execute(
@@ -212,7 +219,7 @@ def execute(
 
 
 def outdated(
-    runs: Sequence[Run], stage: str | None = None, filters: Sequence[str] = FILTERS
+    runs: Sequence[Run], stage: str | None = None, filters: Sequence[str] = USUAL_FILTERS
 ) -> list[Path]:
     """List the records that are there and not sound, so that they are made anew.
 

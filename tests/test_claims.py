@@ -72,10 +72,21 @@ def test_none_at_two_percent_leaves_room_for_a_few(found, verdict):
         heatmap=(53.0, 0.0, 54.0, 9.0, 1.0, *found),
         activation=(53.0, 0.0, 54.0, 9.0, 1.0, *found),
     )
-    told = (
-        f"Heatmap Clustering finds {found[0]} of 34; Activation Clustering finds {found[0]} of 34"
+    told, here = answer("For both detection algorithms", rows)
+    assert told == verdict
+    share = f"finds {found[0]} of 34 ({found[0]} of 34 where the attack took)"
+    assert here.startswith(f"Heatmap Clustering {share}; Activation Clustering {share}; ")
+
+
+def test_at_two_percent_networks_whose_attack_failed_are_told_apart():
+    worked, failed = (
+        network(
+            f"standard-s3-p02-r{r}", took=r == 0, heatmap=(53.0, 0.0, 54.0, 9.0, 1.0, n, 34 - n)
+        )
+        for r, n in enumerate((2, 5))
     )
-    assert answer("For both detection algorithms", rows) == (verdict, told)
+    here = answer("For both detection algorithms", worked, failed)[1]
+    assert here.startswith("Heatmap Clustering finds 7 of 68 (2 of 34 where the attack took);")
 
 
 def test_spread_needs_repetitions():
@@ -88,7 +99,11 @@ def test_spread_needs_repetitions():
     assert answer(ask, rows[0]) == (OPEN, "")
     assert answer(ask, *rows) == (HOLDS, "9.50 against 0.10 at 33 % (2 networks)")
     assert answer("Most of this effect", *rows)[0] == NOT
-    assert answer("a clear advantage", *rows)[0] == PARTLY, "the TNR of both is 100"
+    assert answer("a clear advantage", *rows)[0] == NOT, "a tie in one network"
+    rows[0] = network("label_consistent-s3-p33-r0", heatmap=(99.0, 99.5, 100.0), activation=GOOD)
+    assert answer("a clear advantage", *rows)[0] == PARTLY, "a tie in the accuracy"
+    rows[0] = network("label_consistent-s3-p33-r0", heatmap=(99.4, 99.5, 100.0), activation=GOOD)
+    assert answer("a clear advantage", *rows)[0] == HOLDS, "of a TNR of 100 none is better"
 
 
 def test_the_decay_of_the_masr_asks_for_all_amplitudes():
@@ -108,11 +123,12 @@ def test_a_distance_sets_apart_whichever_group_is_called_poison():
     turned = network("standard-s3-p15-r0", heatmap=(*GOOD, 5.0), heatmap_euclidean=(*GOOD, 90.0))
     still = network("amplitude-a64-p33-r0", heatmap=(*GOOD, 55.0), heatmap_euclidean=(*GOOD, 99.0))
     assert answer(ask, turned)[0] == HOLDS
+    assert answer(ask, still)[0] == OPEN, "the sentence is about different positions"
     verdict, here = answer(ask, turned, still)
-    assert verdict == PARTLY
+    assert verdict == HOLDS
     assert here.endswith(
-        "1 of 1 networks with triggers that move, 0 of 1 networks with triggers that stay in their "
-        "place"
+        "1 of 1 with triggers in different positions, 0 of 1 with triggers in one position "
+        "(networks)"
     )
 
 

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
-from nbsupport import ROOT, results, tables
+from nbsupport import ROOT, claims, results, tables
 from nbsupport.artifacts import CHAIN, STAGES, ArtifactError
 from nbsupport.published import KEEP, TIDY, Published
 
@@ -295,6 +295,7 @@ def test_published_scoreboard_and_detections_follow_from_published_rows(all_publ
     methods = ("activation", "heatmap", "heatmap_restarts", "mixture", results.OURS)
     made = {"scoreboard": tables.scoreboard(cells)}
     made["detections"] = tables.detections(frames[0], methods)
+    made["claims"] = claims.ledger(frames[0])
     for name, table in made.items():
         for path in tables.export(table, name, tmp_path, {"runs": {}})[:3]:
             assert path.read_text() == (FIGURES / path.name).read_text()

@@ -16,7 +16,7 @@ from nbformat.v4 import new_code_cell, new_notebook
 from papermill.engines import NotebookExecutionManager
 from papermill.exceptions import PapermillExecutionError
 
-from nbsupport import engine
+from nbsupport import engine, workflow
 from nbsupport.engine import HEARTBEAT
 from nbsupport.execution import ParameterError
 
@@ -62,6 +62,24 @@ def test_parameters_reach_the_kernel_and_lines_are_passed_on(notebook, tmp_path,
     out = run(notebook, tmp_path / "out.ipynb", {"n": 7})
     assert "n is 7" in out.cells[-1].outputs[0].text
     assert "[in] n is 7" in capfd.readouterr().err
+
+
+def test_a_notebook_that_runs_keeps_its_locks(notebook, tmp_path, monkeypatch):
+    """A job that outlives a killed workflow must not be started a second time."""
+    monkeypatch.setattr(workflow, "SIGN", tmp_path / "alive")
+    said, begin = [], engine._Client.execute
+
+    def execute(self, *args, **kwargs):
+        with pytest.raises(ValueError, match="another run"), workflow.alive(alone=True):
+            pass
+        said.append("asked")
+        return begin(self, *args, **kwargs)
+
+    monkeypatch.setattr(engine._Client, "execute", execute)
+    run(notebook, tmp_path / "out.ipynb")
+    assert said == ["asked"]
+    with workflow.alive(alone=True):
+        pass
 
 
 def test_kernels_talk_through_files_not_ports(tmp_path):

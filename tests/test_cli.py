@@ -119,7 +119,7 @@ def test_run_calls_the_workflow_with_all_settings(monkeypatch, tmp_path, capsys)
 
 def test_a_side_road_is_taken_when_asked_for(monkeypatch, tmp_path):
     called = []
-    monkeypatch.setattr(workflow, "execute", lambda words, *_: called.append(words) or 0)
+    monkeypatch.setattr(workflow, "execute", lambda words, *_, **__: called.append(words) or 0)
     asked = ["--runs", str(tmp_path), "--profile", "tiny", "--scenarios", "standard-s3-p15-r0"]
     assert main(["run", *asked, "--stage", "ablation"]) == 0
     assert main(["run", *asked]) == 0
@@ -133,7 +133,7 @@ def test_a_side_road_is_taken_when_asked_for(monkeypatch, tmp_path):
 
 def test_sweep_tells_what_it_runs_and_where_the_results_are(monkeypatch, tmp_path, capsys):
     called = []
-    monkeypatch.setattr(workflow, "execute", lambda words, *_: called.append(words) or 0)
+    monkeypatch.setattr(workflow, "execute", lambda words, *_, **__: called.append(words) or 0)
     grid = ["--attack", "standard", "--p", "5,15", "--s", "1,3", "--repetitions", "2"]
     assert main(["sweep", *grid, "--profile", "tiny", "--runs", str(tmp_path)]) == 0
     first, *_, last = capsys.readouterr().out.splitlines()
@@ -143,7 +143,7 @@ def test_sweep_tells_what_it_runs_and_where_the_results_are(monkeypatch, tmp_pat
 
 
 def test_sweep_takes_the_options_of_the_grammar(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(workflow, "execute", lambda *_: 0)
+    monkeypatch.setattr(workflow, "execute", lambda *_, **__: 0)
     grid = ["--attack", "standard", "--p", "15", "--options", "plain,released,from1+2-to7"]
     assert main(["sweep", *grid, "--profile", "tiny", "--runs", str(tmp_path)]) == 0
     first = capsys.readouterr().out.splitlines()[0]
@@ -159,7 +159,7 @@ def test_sizes_that_are_no_numbers_are_named(capsys):
 
 
 def test_a_failed_workflow_fails_the_command(monkeypatch, tmp_path):
-    monkeypatch.setattr(workflow, "execute", lambda *_: 1)
+    monkeypatch.setattr(workflow, "execute", lambda *_, **__: 1)
     place = ["--profile", "tiny", "--runs", str(tmp_path)]
     assert main(["run", *place, "--scenarios", "standard-s3-p15-r0"]) == 1
 

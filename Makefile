@@ -11,7 +11,7 @@ DEVICE    ?= auto
 MINUTES   ?=
 GRID      ?= --attack standard --p 5,15 --s 1,3
 KEEP      ?= ask
-FILTERS   ?= poison_detector perfect random
+FILTERS   ?=
 GALLERY  := poisoned_examples heatmaps composites collapse
 # figures/ itself holds those of profile fast; no other profile overwrites them.
 FIGURES   ?= $(if $(filter fast,$(PROFILE)),figures,figures/$(PROFILE))
@@ -76,7 +76,7 @@ ablation: $(READY)  ## is it LRP or is it GW? every representation, distance and
 		$(call stopped,resume-ablation)
 
 beyond: $(READY)  ## which class is it, and what is left of the backdoor after detection (notebook 6)
-	@nbsupport run $(BATCH) $(UNLOCK) --stage beyond --filters $(FILTERS) \
+	@nbsupport run $(BATCH) $(UNLOCK) --stage beyond $(if $(FILTERS),--filters $(FILTERS)) \
 		--scenarios $(SCENARIOS) $(call stopped,resume-beyond)
 
 figures: $(READY)  ## write figures/ anew, without training: KEEP=yes leaves published runs in

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from nbsupport.ablation import separation
 from nbsupport.scenarios import Scenario, paper_scenarios
+from nbsupport.tables import experiment
 
 __all__ = ["CLAIMS", "VERDICTS", "Claim", "ledger"]
 
@@ -20,7 +22,7 @@ HOLDS, PARTLY, NOT, OPEN = VERDICTS
 
 Answer = tuple[str, str]
 
-_RATES = ["acc", "tpr", "tnr", "auroc", "n_tp", "n_fn", "seconds"]
+_RATES = ["acc", "tpr", "tnr", "auroc", "n_tp", "n_fn"]
 _ABOUT = ["asr", "masr", "attack_took", "n_poisoned", "n_class", "amplitude"]
 
 
@@ -75,8 +77,8 @@ def ledger(results: pd.DataFrame) -> pd.DataFrame:
 
 def _networks(results: pd.DataFrame) -> pd.DataFrame:
     """Give each network a row: columns ``<rate>_<method>``, and what its attack is."""
-    own = {_experiment(one) for some in paper_scenarios().values() for one in some}
-    rows = results.loc[results["scenario"].map(lambda name: _experiment(name) in own).astype(bool)]
+    own = {experiment(one) for some in paper_scenarios().values() for one in some}
+    rows = results[results["scenario"].map(experiment).isin(own)]
     wide = rows.pivot(index="scenario", columns="method", values=_RATES).astype(float)
     wide.columns = [f"{rate}_{method}" for rate, method in wide.columns]
     about = rows.drop_duplicates("scenario").set_index("scenario")[_ABOUT]
@@ -85,10 +87,6 @@ def _networks(results: pd.DataFrame) -> pd.DataFrame:
     about["percent"] = [float(one.percent) for one in parsed]
     about["attack_took"] = about["attack_took"].astype(bool)
     return about.join(wide)
-
-
-def _experiment(scenario: Scenario) -> Scenario:
-    return Scenario.parse(str(scenario).rsplit("-r", 1)[0] + "-r0")
 
 
 def _some(networks: pd.DataFrame, rule: str, rates: str = "") -> pd.DataFrame:
@@ -126,8 +124,7 @@ def _consistently_better(networks: pd.DataFrame) -> Answer:
 
 
 def _good_on_label_consistent(networks: pd.DataFrame) -> Answer:
-    rule = "scenario.str.startswith('label_consistent') and percent > 2 and attack_took"
-    acc = _some(networks, rule, "acc_activation")["acc_activation"]
+    acc = _label_consistent(networks, "acc_activation")["acc_activation"]
     here = f"ACC of 95 or more in {_count(acc >= 95)} networks above 2 % ({_span(acc)})"
     return _share(acc >= 95), here
 
@@ -135,10 +132,9 @@ def _good_on_label_consistent(networks: pd.DataFrame) -> Answer:
 def _better_than_euclid(networks: pd.DataFrame) -> Answer:
     rates = ["auroc_heatmap", "auroc_heatmap_euclidean"]
     better, told = {}, []
-    for where, sign in (("in different positions", "not "), ("in one position", "")):
-        rule = f"{sign}scenario.str.startswith('amplitude') and percent > 2"
-        # Either group may be called poison: 10 % sets it as far apart as 90 %.
-        apart = (_some(networks, rule, " ".join(rates))[rates] - 50).abs() + 50
+    for where, same in (("in different positions", "!="), ("in one position", "==")):
+        rule = f"attack {same} 'amplitude' and percent > 2"
+        apart = separation(_some(networks, rule, " ".join(rates))[rates])
         better[where] = list(apart[rates[0]] > apart[rates[1]])
         told += [f"{_count(better[where])} with triggers {where}"] * bool(len(apart))
     # The sentence is about the first kind; the second shows what it leaves out.
@@ -149,8 +145,7 @@ def _better_than_euclid(networks: pd.DataFrame) -> Answer:
 def _two_thirds(networks: pd.DataFrame) -> Answer:
     one = _raw(networks)
     acc = [*one["acc_raw_pca"], *one["acc_raw_fastica"]]
-    nobody = [f"{100 - 100 * row.n_poisoned / row.n_class:.1f}" for row in one.itertuples()]
-    here = f"{' and '.join(f'{a:.1f}' for a in acc)}; accusing nobody gives {' '.join(nobody)}"
+    here = f"{' and '.join(f'{a:.1f}' for a in acc)}; accusing nobody gives {_nobody(one)}"
     return _share(abs(a - 200 / 3) < 5 for a in acc), here
 
 
@@ -161,24 +156,26 @@ def _pca_misses_half(networks: pd.DataFrame) -> Answer:
     return _share(right), f"TPR {pca} and {ica}"
 
 
+def _nobody(networks: pd.DataFrame) -> str:
+    """Accuracy of the method that accuses nobody."""
+    return _span(100 - 100 * networks["n_poisoned"] / networks["n_class"])
+
+
 def _raw(networks: pd.DataFrame) -> pd.DataFrame:
     rates = " ".join(f"{rate}_raw_{name}" for rate in ("acc", "tpr") for name in ("pca", "fastica"))
     return _some(networks, "scenario == 'standard-s3-p33-r0'", rates)
 
 
 def _asr_100(networks: pd.DataFrame) -> Answer:
-    asr = _some(networks, "scenario.str.startswith('standard')", "asr").groupby("percent")["asr"]
+    asr = _some(networks, "attack == 'standard'", "asr").groupby("percent")["asr"]
     mean = asr.mean().sort_index(ascending=False)
     told = ", ".join(f"{value:.1f} at {percent:g} %" for percent, value in mean.items())
     return _share(mean >= 99.5), f"mean ASR {told}"
 
 
 def _standard(networks: pd.DataFrame, rates: str, above: float = 2) -> pd.DataFrame:
-    return _some(
-        networks,
-        f"scenario.str.startswith('standard') and attack_took and percent > {above}",
-        rates,
-    )
+    rule = f"attack == 'standard' and attack_took and percent > {above}"
+    return _some(networks, rule, rates)
 
 
 def _around_99_and_above_90(networks: pd.DataFrame) -> Answer:
@@ -208,7 +205,7 @@ def _except(values: pd.Series, right: pd.Series, rate: str) -> str:
 def _none_at_two_percent(networks: pd.DataFrame) -> Answer:
     told, right = [], []
     for method, name in (("heatmap", "Heatmap"), ("activation", "Activation")):
-        rule = "scenario.str.startswith('standard-s3-p02')"
+        rule = "attack == 'standard' and percent == 2"
         counts = [f"n_tp_{method}", f"n_fn_{method}"]
         rows = _some(networks, rule, " ".join(counts))
         if len(rows):
@@ -235,12 +232,12 @@ def _misses_fewer(networks: pd.DataFrame) -> Answer:
 
 
 def _label_consistent(networks: pd.DataFrame, rates: str) -> pd.DataFrame:
-    rule = "scenario.str.startswith('label_consistent') and attack_took and percent > 2"
+    rule = "attack == 'label_consistent' and attack_took and percent > 2"
     return _some(networks, rule, rates)
 
 
 def _masr_decays(networks: pd.DataFrame) -> Answer:
-    some = _some(networks, "scenario.str.startswith('amplitude')", "masr")
+    some = _some(networks, "attack == 'amplitude'", "masr")
     mean = some.groupby("amplitude")["masr"].mean().sort_index(ascending=False)
     told = ", ".join(f"{value:.1f} at {amplitude}" for amplitude, value in mean.items())
     if set(mean.index) != {128, 64, 32}:
@@ -251,7 +248,7 @@ def _masr_decays(networks: pd.DataFrame) -> Answer:
 def _repetitions(networks: pd.DataFrame) -> list[tuple[float, pd.DataFrame]]:
     """Collect the rows of Table 5 that have two networks or more."""
     rates = " ".join(f"{r}_{m}" for r in ("acc", "tpr", "tnr") for m in ("heatmap", "activation"))
-    rule = "scenario.str.startswith('label_consistent') and percent in (33, 15)"
+    rule = "attack == 'label_consistent' and percent in (33, 15)"
     groups = _some(networks, rule, rates).groupby("percent")
     return [(percent, rows) for percent, rows in groups if len(rows) > 1][::-1]
 
@@ -288,16 +285,14 @@ def _due_to_tnr(networks: pd.DataFrame) -> Answer:
 
 
 def _amplitude_is_detected(networks: pd.DataFrame) -> Answer:
-    best, told = [], []
-    for amplitude in (128, 64, 32):
-        rule = f"scenario.str.startswith('amplitude-a{amplitude}-')"
-        some = _some(networks, rule, "acc_activation acc_heatmap")
-        best += list(some[["acc_activation", "acc_heatmap"]].max(axis=1) > 80)
-        if len(some):
-            each = (f"{some[f'acc_{name}'].mean():.1f}" for name in ("activation", "heatmap"))
-            told.append(f"{amplitude}: ACC {' and '.join(each)}")
-    told.append("(Activation, Heatmap Clustering; accusing nobody: 67.0)")
-    return _share(best), "; ".join(told[:-1]) + " " + told[-1]
+    rates = ["acc_activation", "acc_heatmap"]
+    every = _some(networks, "attack == 'amplitude'", " ".join(rates))
+    told = [
+        f"{amplitude}: ACC {' and '.join(f'{acc:.1f}' for acc in rows[rates].mean())}"
+        for amplitude, rows in reversed(list(every.groupby("amplitude")))
+    ]
+    here = f"{'; '.join(told)} (Activation, Heatmap Clustering; accusing nobody: {_nobody(every)})"
+    return _share(every[rates].max(axis=1) > 80), here
 
 
 def _spectral_fails(networks: pd.DataFrame) -> Answer:

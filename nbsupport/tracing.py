@@ -109,7 +109,7 @@ def trace(model: nn.Module) -> tuple[Layer, ...]:
                 raise UnsupportedLayerError(
                     f"{kind} must return the output of its last layer, the logits"
                 )
-        elif not _tells_shape(node) and (node.op != "placeholder" or node.users):
+        elif not _lengths(node) and (node.op != "placeholder" or node.users):
             for layer in _read(node, model, names, layers, nodes):
                 layers[layer.name], names[node] = layer, layer.name
     read = {name for layer in layers.values() for name in layer.inputs}
@@ -190,6 +190,8 @@ def _read(node, model, names, layers, nodes) -> list[Layer]:
     else:
         called = f"{place}.{node.name}".lstrip(".")
         try:
+            if node.target not in _SIZED and any(map(_lengths, node.all_input_nodes)):
+                raise ValueError  # a size where only numbers are understood
             modules, *sources = _FUNCTIONS[node.target](*node.args, **node.kwargs)
         except (KeyError, TypeError, ValueError):
             raise UnsupportedLayerError(
@@ -269,8 +271,11 @@ def _flat(x, start_dim=0, end_dim=-1):
 
 def _rows(x, n, rest):
     """Reshape to one row an image: ``x.view(x.size(0), -1)`` or ``x.view(-1, 400)``."""
-    # That 400 is all an image has is seen when the network is tried on images.
-    one_each = rest == -1 if _tells_batch_size(n) else n == -1 and isinstance(rest, int)
+    # That 400, or x.size(1), is all an image has is seen when the network is tried on images.
+    if of := _lengths(n):
+        one_each = of[1] == (0,) and (rest == -1 or _lengths(rest))
+    else:
+        one_each = n == -1 and (isinstance(rest, int) or _lengths(rest))
     return (nn.Flatten(), x) if one_each else ()
 
 
@@ -301,8 +306,20 @@ def _avg_pool(
     x, kernel_size, stride=None, padding=0, ceil_mode=False, count_include_pad=True,
     divisor_override=None,
 ):  # fmt: skip
+    sides = kernel_size if isinstance(kernel_size, list | tuple) else (kernel_size,)
+    if any(_lengths(side) for side in sides):
+        return _whole_map_pool(x, sides) if not padding and divisor_override is None else ()
     settings = kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override
     return nn.AvgPool2d(*settings), x
+
+
+def _whole_map_pool(x, sides):
+    """Average over all of a map: ``F.avg_pool2d(x, x.size(3))`` or ``(x, x.shape[2:])``."""
+    # That a single side is both height and width is seen when the network is tried on images.
+    told = [of for side in sides if (of := _lengths(side)) and of[0] is x]
+    axes = [axis for _, some in told for axis in some]
+    whole = len(told) == len(sides) and axes in ([2], [3], [2, 3])
+    return (nn.AdaptiveAvgPool2d(1), x) if whole else ()
 
 
 def _global_pool(x, output_size):
@@ -323,21 +340,30 @@ _FUNCTIONS = {
     F.avg_pool2d: _avg_pool,
     F.adaptive_avg_pool2d: _global_pool,
 }
+_SIZED = ("view", "reshape", torch.reshape, F.avg_pool2d)
 _OVERWRITING = (operator.iadd, torch.relu_, F.relu_, "relu_", "add_")
 
 
-def _tells_shape(node) -> bool:
-    """Whether a node is a shape, or the number of images in it; neither is a layer."""
-    if (node.op, node.target) == ("call_method", "size"):
-        return node.args[1:] in ((), (0,)) and not node.kwargs
-    return (node.target is getattr and node.args[1] == "shape") or _tells_batch_size(node)
+def _lengths(node) -> tuple[fx.Node, tuple[int, ...]] | None:
+    """Say of which tensor (n, c, h, w), and of which of its axes, a node tells the lengths.
 
-
-def _tells_batch_size(node) -> bool:
-    """Whether a node is ``x.size(0)``, ``x.size()[0]`` or ``x.shape[0]``."""
+    ``x.size(0)``, ``x.size()[0]`` and ``x.shape[0]`` tell (x, (0,)), ``x.shape`` tells all four
+    axes; None for a node that tells none.
+    """
     if not isinstance(node, fx.Node):
-        return False
+        return None
     if (node.op, node.target) == ("call_method", "size"):
-        return node.args[1:] == (0,)
-    taken = node.target is operator.getitem and node.args[1] == 0
-    return taken and isinstance(node.args[0], fx.Node) and _tells_shape(node.args[0])
+        source, which = node.args[0], [*node.args[1:], *node.kwargs.values()]
+        axes = (0, 1, 2, 3)
+    elif node.target is getattr and node.args[1] == "shape":
+        source, which, axes = node.args[0], [], (0, 1, 2, 3)
+    elif node.target is operator.getitem and (of := _lengths(node.args[0])):
+        (source, axes), which = of, [node.args[1]]
+    else:
+        return None
+    for part in which:
+        try:
+            axes = axes[part] if isinstance(part, slice) else (axes[part],)
+        except (IndexError, TypeError):
+            return None
+    return source, axes

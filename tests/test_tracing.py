@@ -127,7 +127,24 @@ REFUSED = {
         r"'0.flatten' must keep the im",
     ),
     "three axes": (Block(lambda b, x: b.conv(x).view(x.size(0), 3, -1)), r"'view' in '0'"),
-    "rows of a number": (Block(lambda b, x: b.conv(x).view(x.size(1), -1)), r"'size' in '0'"),
+    "rows of a number": (Block(lambda b, x: b.conv(x).view(x.size(1), -1)), r"'view' in '0'"),
+    "rows of no axis": (Block(lambda b, x: b.conv(x).view(x.size(7), -1)), r"'size' in '0'"),
+    "maximum of a map": (
+        Block(lambda b, x: F.max_pool2d(y := b.conv(x), y.size(3))),
+        r"'max_pool2d' in '0'",
+    ),
+    "mean by another's size": (
+        Block(lambda b, x: F.avg_pool2d(b.conv(x), x.size(3))),
+        r"'avg_pool2d' in '0'",
+    ),
+    "mean of a strip": (
+        Block(lambda b, x: F.avg_pool2d(y := b.conv(x), (y.size(2), 1))),
+        r"'avg_pool2d' in '0'",
+    ),
+    "mean of a padded map": (
+        Block(lambda b, x: F.avg_pool2d(y := b.conv(x), y.size(3), padding=1)),
+        r"'avg_pool2d' in '0'",
+    ),
     "mean of one axis": (Block(lambda b, x: b.conv(x).mean(2)), r"'mean' in '0'"),
     "mean of all": (Block(lambda b, x: b.conv(x).mean()), r"'mean' in '0'"),
     "probabilities": (nn.Softmax(1), r"'0' makes probabilities: leave it out"),
@@ -280,6 +297,38 @@ def test_functions_are_named_by_the_module_that_calls_them(images):
     model.stage[0].function = lambda b, x: torch.sigmoid(b.conv(x))
     with pytest.raises(UnsupportedLayerError, match=r"'sigmoid' in 'stage\.0'"):
         trace(model)
+
+
+def unpacked(x):
+    n, c, h, w = x.size()
+    return F.avg_pool2d(x, (h, w)).view(n, c)
+
+
+GLOBAL_MEANS = {
+    "size": lambda x: F.avg_pool2d(x, x.size(3)).view(x.size(0), -1),
+    "part of the size": lambda x: F.avg_pool2d(x, x.size()[3]).view(x.size()[0], -1),
+    "named axis": lambda x: F.avg_pool2d(x, x.size(dim=-1)).flatten(1),
+    "sides": lambda x: F.avg_pool2d(x, x.shape[-2:]).reshape(x.shape[0], x.shape[1]),
+    "keyword": lambda x: F.avg_pool2d(x, kernel_size=x.size()[2:]).view(-1, x.size(1)),
+    "unpacked": unpacked,
+}
+
+
+@pytest.mark.parametrize("form", GLOBAL_MEANS)
+def test_a_mean_over_the_map_may_be_told_its_size(form, images):
+    block = Block(lambda b, x: GLOBAL_MEANS[form](b.act(b.conv(x))))
+    kinds = [type(layer.module) for layer in trace(block)]
+    assert kinds == [nn.Conv2d, nn.ReLU, nn.AdaptiveAvgPool2d, nn.Flatten]
+    layers = nn.Sequential(block.conv, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    expected, found = (
+        lrp.explain(m.double(), images.double(), target=1, composite="gamma")
+        for m in (layers, block)
+    )
+    assert torch.equal(found.heatmaps, expected.heatmaps)
+    # One side is not the other: what a map of other proportions would make of it is refused.
+    if form in ("size", "part of the size", "named axis"):
+        with pytest.raises(UnsupportedLayerError, match="something else than its layers"):
+            Network(block).forward(images[..., :16].double())
 
 
 def test_normalisation_by_torchvision_is_that_of_the_package(images):

@@ -4,7 +4,7 @@ An attack never touches files or the data set it is given. It yields a `Manifest
 poisoned images, and `apply` puts that list into a copy of the data.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from fractions import Fraction
 from typing import TYPE_CHECKING
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from nbsupport.augmentation import GREY
 from nbsupport.scenarios import GRAMMAR, IMAGE_SIDE, RELEASED_POSITIONS, Scenario
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ class Manifest:
     linf, l2 : float32 array, shape (n,)
         Distance that projected gradient descent moved the image, on the scale [0, 1], before the
         trigger was put on.
-    images : uint8 array, shape (n, 3, 32, 32)
+    images : uint8 array, shape (n, c, h, w)
         The changed images themselves, so that the poisoned set can be rebuilt bit for bit.
     """
 
@@ -207,10 +208,10 @@ def stamp(
 
     Parameters
     ----------
-    images : uint8 Tensor, shape (n, 3, 32, 32)
-        Images; left as they are.
+    images : uint8 Tensor, shape (n, c, h, w)
+        Images; left as they are. Grey ones (c = 1) get the luminance of a coloured sticker.
     scenario : Scenario
-        Says which trigger.
+        Says which trigger; its places and sizes are pixels.
     rng : Generator
         Draws the positions.
     full_amplitude : bool
@@ -218,29 +219,37 @@ def stamp(
 
     Returns
     -------
-    images : uint8 Tensor, shape (n, 3, 32, 32)
+    images : uint8 Tensor, shape (n, c, h, w)
         Stamped copies.
     row, column : int64 array, shape (n,)
         Top left pixel of each trigger; -1 where it covers the whole image.
+
+    Raises
+    ------
+    ValueError
+        If the scenario is a clean one, or its trigger does not fit into the images.
     """
-    n = len(images)
+    n, channels, *shape = images.shape
     whole = np.full(n, -1)
     if scenario.attack in ("standard", "label_consistent"):
-        row, column = _sticker_positions(scenario, n, rng)
-        mask = window_masks(row, column, scenario.side)
+        row, column = _sticker_positions(scenario, n, rng, shape)
+        mask = window_masks(row, column, scenario.side, shape)
         colour = torch.tensor(list(bytes.fromhex(scenario.colour)), dtype=torch.uint8)
+        if channels == 1:
+            luminance = torch.tensor(GREY, dtype=torch.float64) @ colour.double()
+            colour = luminance.round().to(torch.uint8)[None]
         return torch.where(mask[:, None], colour[:, None, None], images), row, column
     if scenario.attack == "amplitude":
         amplitude = 255 if full_amplitude else scenario.amplitude
-        stamped = images.to(torch.int16) + amplitude * amplitude_pattern(scenario.corners)
-        corner = np.full(n, IMAGE_SIDE - EDGE_DISTANCE - 3)
-        return stamped.clamp(0, 255).to(torch.uint8), corner, corner
+        stamped = images.to(torch.int16) + amplitude * amplitude_pattern(scenario.corners, shape)
+        row, column = (np.full(n, length - EDGE_DISTANCE - 3) for length in shape)
+        return stamped.clamp(0, 255).to(torch.uint8), row, column
     if scenario.attack == "blended":
         opacity = scenario.amplitude / 100
-        mixed = (1 - opacity) * images.float() + opacity * blend_pattern().float()
+        mixed = (1 - opacity) * images.float() + opacity * blend_pattern(images.shape[1:]).float()
         return mixed.round().to(torch.uint8), whole, whole
     if scenario.attack == "sinusoidal":
-        signal = images.float() + sinusoid(scenario.amplitude)
+        signal = images.float() + sinusoid(scenario.amplitude, shape)
         return signal.round().clamp(0, 255).to(torch.uint8), whole, whole
     raise ValueError(f"{scenario} has no trigger; name a poisoned scenario\n{GRAMMAR}")
 
@@ -257,7 +266,12 @@ def trigger_split(scenario: Scenario, split: "Split") -> "Split":
     return replace(others, images=images)
 
 
-def trigger_mask(scenario: Scenario, row: np.ndarray, column: np.ndarray) -> Tensor:
+def trigger_mask(
+    scenario: Scenario,
+    row: np.ndarray,
+    column: np.ndarray,
+    shape: tuple[int, int] = (IMAGE_SIDE, IMAGE_SIDE),
+) -> Tensor:
     """Mark the pixels that the trigger covers: the ground truth for any heatmap.
 
     Parameters
@@ -266,16 +280,18 @@ def trigger_mask(scenario: Scenario, row: np.ndarray, column: np.ndarray) -> Ten
         Says which trigger.
     row, column : int array, shape (n,)
         Top left pixels, as in the manifest.
+    shape : (int, int)
+        (h, w) of the images.
 
     Returns
     -------
-    bool Tensor, shape (n, 32, 32)
+    bool Tensor, shape (n, h, w)
     """
     if scenario.attack in ("standard", "label_consistent"):
-        return window_masks(row, column, scenario.side)
+        return window_masks(row, column, scenario.side, shape)
     if scenario.attack == "amplitude":
-        return (amplitude_pattern(scenario.corners) != 0).expand(len(row), -1, -1)
-    return torch.ones(len(row), IMAGE_SIDE, IMAGE_SIDE, dtype=torch.bool)
+        return (amplitude_pattern(scenario.corners, shape) != 0).expand(len(row), -1, -1)
+    return torch.ones(len(row), *shape, dtype=torch.bool)
 
 
 def window_masks(
@@ -364,34 +380,39 @@ def pgd(
     return (images + delta).clamp(0, 1)
 
 
-def amplitude_pattern(corners: int = 1) -> Tensor:
-    """Return the signs of the amplitude sticker on the whole image: int16, shape (32, 32).
+def amplitude_pattern(
+    corners: int = 1, shape: tuple[int, int] = (IMAGE_SIDE, IMAGE_SIDE)
+) -> Tensor:
+    """Return the signs of the amplitude sticker on the whole image: int16, shape (h, w).
 
     Its lower right pixel is 10 pixels from the right and the bottom edge. With four corners the
     pattern is mirrored into the others, as in the released code.
     """
-    pattern = torch.zeros(IMAGE_SIDE, IMAGE_SIDE, dtype=torch.int16)
-    end = IMAGE_SIDE - EDGE_DISTANCE
-    pattern[end - 3 : end, end - 3 : end] = AMPLITUDE_SIGNS
+    needed = (3 + EDGE_DISTANCE) * (2 if corners == 4 else 1)
+    _check_fit(needed, shape, "the amplitude sticker with its distance from the edges")
+    pattern = torch.zeros(*shape, dtype=torch.int16)
+    bottom, right = (length - EDGE_DISTANCE for length in shape)
+    pattern[bottom - 3 : bottom, right - 3 : right] = AMPLITUDE_SIGNS
     if corners == 4:
         pattern = pattern + pattern.flip(0) + pattern.flip(1) + pattern.flip(0, 1)
     return pattern
 
 
-def blend_pattern() -> Tensor:
-    """Return the random image of the blended attack: uint8, shape (3, 32, 32), always the same.
+def blend_pattern(shape: tuple[int, int, int] = (3, IMAGE_SIDE, IMAGE_SIDE)) -> Tensor:
+    """Return the random image of the blended attack: uint8, shape (c, h, w), always the same.
 
     Chen et al. 2017 blend in a fixed image or noise; noise needs no file.
     """
-    draws = np.random.default_rng(2017).integers(0, 256, (3, IMAGE_SIDE, IMAGE_SIDE))
+    draws = np.random.default_rng(2017).integers(0, 256, tuple(shape))
     return torch.from_numpy(draws.astype(np.uint8))
 
 
-def sinusoid(amplitude: float) -> Tensor:
-    """Return the signal of Barni et al. 2019: horizontal waves, float, shape (32, 32)."""
-    columns = torch.arange(IMAGE_SIDE, dtype=torch.float64)
-    wave = amplitude * torch.sin(2 * torch.pi * SINUSOID_FREQUENCY * columns / IMAGE_SIDE)
-    return wave.float().expand(IMAGE_SIDE, -1)
+def sinusoid(amplitude: float, shape: tuple[int, int] = (IMAGE_SIDE, IMAGE_SIDE)) -> Tensor:
+    """Return the signal of Barni et al. 2019: horizontal waves, float, shape (h, w)."""
+    height, width = shape
+    columns = torch.arange(width, dtype=torch.float64)
+    wave = amplitude * torch.sin(2 * torch.pi * SINUSOID_FREQUENCY * columns / width)
+    return wave.float().expand(height, -1)
 
 
 def _poison_split(
@@ -486,17 +507,28 @@ def _project(delta: Tensor, norm: str, radius: float) -> Tensor:
 
 
 def _sticker_positions(
-    scenario: Scenario, n: int, rng: np.random.Generator
+    scenario: Scenario, n: int, rng: np.random.Generator, shape: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Draw the top left pixels of n stickers."""
+    """Draw the top left pixels of n stickers on images of shape (h, w)."""
     if scenario.positions == "released":
         rows, columns = RELEASED_POSITIONS[scenario.attack]
+        _check_fit(max(*rows, *columns) + scenario.side, shape, "the released positions")
         return rng.choice(rows, n), rng.choice(columns, n)
     corners = []
-    for length in scenario.window:
-        first = (IMAGE_SIDE - length) // 2
+    for length, whole in zip(scenario.window, shape, strict=True):
+        _check_fit(length, (whole,), f"the window {scenario.window} of the stickers")
+        first = (whole - length) // 2
         corners.append(rng.integers(first, first + length - scenario.side + 1, n))
     return corners[0], corners[1]
+
+
+def _check_fit(length: int, shape: Sequence[int], what: str) -> None:
+    """Refuse images that are too small for a trigger."""
+    if min(shape) < length:
+        raise ValueError(
+            f"{what} takes {length} pixels of a side that has {min(shape)}; choose a smaller "
+            "window (win<rows>x<columns>), another attack or larger images"
+        )
 
 
 def _positions(ids: np.ndarray, wanted: np.ndarray) -> np.ndarray:

@@ -175,7 +175,7 @@ class RawClustering(_ReducedKMeans):
 
     Notes
     -----
-    `X` holds uint8 images (n, 3, H, W), or grey values (n, d). The released code takes whatever
+    `X` holds uint8 images (n, c, H, W), or grey values (n, d). The released code takes whatever
     scikit-learn calls cluster 1 for poison; here the smaller cluster is.
     """
 
@@ -197,13 +197,17 @@ class RawClustering(_ReducedKMeans):
 def grey(images) -> np.ndarray:
     """Turn uint8 images (n, 3, H, W) into grey values (n, H, W), exactly as PIL's mode "L".
 
-    ITU-R 601 luma, (299 R + 587 G + 114 B) / 1000, in PIL's 16-bit fixed point.
+    ITU-R 601 luma, (299 R + 587 G + 114 B) / 1000, in PIL's 16-bit fixed point. Images of one
+    channel are grey already.
     """
     images = np.asarray(images)
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] != 3:
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
         raise ValueError(
-            f"images must be uint8 of shape (n, 3, H, W), got {images.dtype} {images.shape}"
+            f"images must be uint8 of shape (n, 3, H, W) or (n, 1, H, W), got {images.dtype} "
+            f"{images.shape}"
         )
+    if images.shape[1] == 1:
+        return images[:, 0]
     r, g, b = np.moveaxis(images.astype(np.uint32), 1, 0)
     return ((19595 * r + 38470 * g + 7471 * b + 0x8000) >> 16).astype(np.uint8)
 

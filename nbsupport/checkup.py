@@ -98,8 +98,9 @@ def load_images(path: str | Path) -> Split:
     Parameters
     ----------
     path : str or Path
-        An npz file with ``images``, uint8 of shape (n, 3, 32, 32), and ``labels``, integers of
-        shape (n,) from 0; optionally ``ids``, integers of shape (n,), else 0 to n - 1.
+        An npz file with ``images``, uint8 of shape (n, c, h, w) with one or three channels, and
+        ``labels``, integers of shape (n,) from 0; optionally ``ids``, integers of shape (n,),
+        else 0 to n - 1.
 
     Raises
     ------

@@ -52,9 +52,10 @@ class Split:
 
     Attributes
     ----------
-    images : uint8 Tensor, shape (n, 3, 32, 32)
+    images : uint8 Tensor, shape (n, c, h, w)
+        Of one or three channels; those of GTSRB are (n, 3, 32, 32).
     labels : int64 Tensor, shape (n,)
-        Class, 0 to 42; see `CLASS_NAMES`.
+        Class from 0; those of GTSRB are named by `CLASS_NAMES`.
     ids : int64 Tensor, shape (n,)
         Unique over the data set: position in the order train, validation, test.
     tracks : int64 Tensor, shape (n,)
@@ -72,10 +73,11 @@ class Split:
         if self.tracks is None:
             object.__setattr__(self, "tracks", torch.full((n,), -1))
         shape = tuple(self.images.shape)
-        if shape != (n, 3, SIDE, SIDE) or self.images.dtype != torch.uint8:
+        fits = len(shape) == 4 and shape[0] == n and shape[1] in (1, 3) and min(shape[2:]) > 0
+        if not fits or self.images.dtype != torch.uint8:
             raise ValueError(
-                f"images are {shape} {self.images.dtype}; expected ({n}, 3, {SIDE}, {SIDE}) uint8, "
-                f"one per label"
+                f"images are {shape} {self.images.dtype}; expected ({n}, c, h, w) uint8, one per "
+                "label, of c = 1 or 3 channels (channels first)"
             )
         for name in ("labels", "ids", "tracks"):
             value = getattr(self, name)

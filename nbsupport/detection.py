@@ -48,7 +48,7 @@ class DetectionInputs:
     ----------
     ids : ndarray, shape (n,), int64
         Unique image ids; the truth is joined by them, never by position.
-    images : uint8 array or Tensor, shape (n, 3, H, W), optional
+    images : uint8 array or Tensor, shape (n, c, H, W), optional
     activations : array or Tensor, shape (n, d), optional
         Last hidden layer.
     logits : array or Tensor, shape (n, classes), optional

@@ -106,7 +106,7 @@ def predict(
     ----------
     model : Module
         Network on ``device``.
-    images : uint8 Tensor, shape (n, 3, h, w)
+    images : uint8 Tensor, shape (n, c, h, w)
         Images.
     device : torch.device
         Where to compute.

@@ -47,10 +47,11 @@ __all__ = [
     "pick_carriers",
     "relevant_windows",
     "transplant",
+    "window_sides",
 ]
 
 SIDES = (3, 5)
-"""Sides of the windows that are tried, in pixels."""
+"""Sides of the windows that are tried on images of up to 32 pixels; see `window_sides`."""
 
 _PREFIX = "evidence_"
 
@@ -148,6 +149,23 @@ def concentration(heatmaps) -> np.ndarray:
     return np.log(((flat / flat.sum(1, keepdims=True)) ** 2).sum(1))
 
 
+def window_sides(shape: Sequence[int]) -> tuple[int, ...]:
+    """Say how large the windows should be: those of `SIDES`, larger on larger images.
+
+    Parameters
+    ----------
+    shape : sequence of int
+        (h, w) of the images.
+
+    Returns
+    -------
+    tuple of int
+        3 and 5 of 32 pixels and below, in proportion above: a window that is too large still
+        carries a trigger, one that is too small takes a piece of it.
+    """
+    return tuple(max(side, round(side * min(shape) / 32)) for side in SIDES)
+
+
 def relevant_windows(heatmaps: Tensor, side: int) -> tuple[Tensor, Tensor]:
     """Find the square window that holds the most positive relevance.
 
@@ -215,18 +233,18 @@ def cover_and_paste(
 
     Parameters
     ----------
-    images : uint8 Tensor, shape (n, 3, h, w)
+    images : uint8 Tensor, shape (n, c, h, w)
         Images; not altered.
     heatmaps : Tensor, shape (n, h, w)
         Relevance of their label.
-    carriers : uint8 Tensor, shape (m, 3, h, w)
+    carriers : uint8 Tensor, shape (m, c, h, w)
         Images of other classes, taken in turn.
     side : int
         Side of the piece, in pixels.
 
     Returns
     -------
-    covered, pasted : uint8 Tensor, shape (n, 3, h, w)
+    covered, pasted : uint8 Tensor, shape (n, c, h, w)
         The images without their piece, and carriers with it.
     """
     row, column = relevant_windows(heatmaps, side)
@@ -266,7 +284,7 @@ def pick_carriers(
 
     Returns
     -------
-    uint8 Tensor, shape (m, 3, h, w)
+    uint8 Tensor, shape (m, c, h, w)
         m = `count`, or fewer; the first ones are of different classes.
 
     Raises
@@ -311,11 +329,11 @@ def transplant(
     ----------
     model : Module
         Network on ``device``.
-    images : uint8 Tensor, shape (n, 3, h, w)
+    images : uint8 Tensor, shape (n, c, h, w)
         Where the parts come from.
     masks : bool Tensor, shape (n, h, w)
         The parts; each is pasted where it was.
-    carriers : uint8 Tensor, shape (m, 3, h, w)
+    carriers : uint8 Tensor, shape (m, c, h, w)
         Images of other classes.
     label : int
         Class whose evidence is tested.
@@ -360,13 +378,13 @@ def gather(
     ----------
     model : Module
         Network on ``device``, in evaluation mode.
-    images : uint8 Tensor, shape (n, 3, h, w)
+    images : uint8 Tensor, shape (n, c, h, w)
         Training images of one label.
     heatmaps : Tensor, shape (n, h, w)
         Relevance of the label's logit.
     label : int
         Their label.
-    carriers : uint8 Tensor, shape (m, 3, h, w)
+    carriers : uint8 Tensor, shape (m, c, h, w)
         Images of other classes, see `pick_carriers`.
     device : torch.device
         Where to compute.
@@ -398,7 +416,7 @@ def gather(
     if len(images) == 0 or (len(images), *images.shape[2:]) != tuple(heatmaps.shape):
         raise ValueError(
             f"images {tuple(images.shape)} and heatmaps {tuple(heatmaps.shape)} do not belong "
-            "together; needs (n, 3, h, w) and (n, h, w), n > 0"
+            "together; needs (n, c, h, w) and (n, h, w), n > 0"
         )
     before = label_margin(predict(model, carriers, device, precision), label)
     usual = np.zeros(len(images), dtype=bool)

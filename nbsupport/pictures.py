@@ -33,7 +33,7 @@ def image_grid(
 
     Parameters
     ----------
-    images : array or Tensor, shape (n, 3, H, W)
+    images : array or Tensor, shape (n, c, H, W)
         uint8, or float in [0, 1].
     titles : sequence of str, optional
         One per image.
@@ -56,7 +56,7 @@ def evidence(
 
     Parameters
     ----------
-    images : array or Tensor, shape (n, 3, H, W)
+    images : array or Tensor, shape (n, c, H, W)
         uint8, or float in [0, 1].
     heatmaps : array or Tensor, shape (n, H, W)
         Relevance per pixel.
@@ -100,7 +100,7 @@ def picture_rows(
     Parameters
     ----------
     rows : mapping
-        Name of the row -> images, shape (n, 3, H, W), or heatmaps, shape (n, H, W); n is the same
+        Name of the row -> images, shape (n, c, H, W), or heatmaps, shape (n, H, W); n is the same
         for all. Each heatmap is scaled by its own largest magnitude.
     columns : sequence of str, optional
         Names above the n columns.
@@ -194,7 +194,7 @@ def contact_sheet(images, names: Sequence[str], *, columns: int = 9, title: str 
 
     Parameters
     ----------
-    images : array or Tensor, shape (n, 3, H, W)
+    images : array or Tensor, shape (n, c, H, W)
         One image per class.
     names : sequence of str
         Their names, in the order of the class numbers.
@@ -252,9 +252,9 @@ def coupling_lines(
 def _rgb(images) -> np.ndarray:
     """Bring images to float in [0, 1], shape (n, H, W, 3)."""
     images = as_array(images)
-    if images.ndim != 4 or images.shape[1] != 3:
-        raise ValueError(f"images have shape {images.shape}; expected (n, 3, H, W)")
-    images = images.transpose(0, 2, 3, 1)
+    if images.ndim != 4 or images.shape[1] not in (1, 3):
+        raise ValueError(f"images have shape {images.shape}; expected (n, c, H, W), c = 1 or 3")
+    images = np.broadcast_to(images, (len(images), 3, *images.shape[2:])).transpose(0, 2, 3, 1)
     return images / 255 if images.dtype == np.uint8 else images.clip(0, 1)
 
 

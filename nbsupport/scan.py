@@ -31,6 +31,7 @@ __all__ = [
     "ClassVerdict",
     "arrays",
     "chosen_labels",
+    "chosen_sides",
     "collect",
     "examine",
     "first_check",
@@ -89,6 +90,7 @@ def scan(
     per_class: int | None = None,
     carriers: int = 24,
     layer: str | None = None,
+    sides: Sequence[int] | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> list[ClassVerdict]:
@@ -113,6 +115,9 @@ def scan(
     layer : str, optional
         Layer whose activations are clustered; if left out, `tracing.penultimate`.
         Without either, the evidence of single images decides alone.
+    sides : sequence of int, optional
+        Sides of the windows that are covered and pasted, in pixels; `evidence.window_sides` if
+        left out. A trigger that is larger than the largest may be missed.
     seed : int
         Seed of samples and carriers.
     progress : callable, optional
@@ -127,8 +132,8 @@ def scan(
     Raises
     ------
     ValueError
-        If a class has no images, there is no second class, or ``per_class`` or ``carriers`` is
-        below 1.
+        If a class has no images, there is no second class, ``per_class`` or ``carriers`` is
+        below 1, or a window does not fit into the images.
 
     Warns
     -----
@@ -138,6 +143,7 @@ def scan(
     _check_count("per_class", per_class)
     _check_count("carriers", carriers)
     labels = _present(split, labels)
+    sides = _fitting(sides, split.images.shape[2:])
     layer = layer or tracing.penultimate(model)
     layers = [layer] if layer else []
     _check_reading(model, split, device, seed)
@@ -158,8 +164,9 @@ def scan(
         what = look(composite="squared").heatmaps
         narrow = evidence.concentration(what)
         found = evidence.gather(
-            model, some.images, where.heatmaps, label, others, device, narrow=narrow, seed=seed
-        )
+            model, some.images, where.heatmaps, label, others, device,
+            narrow=narrow, sides=sides, seed=seed,
+        )  # fmt: skip
         told = found.table(what, where.activations[layers[0]] if layers else None)
         judge = clone(detector or PoisonDetector()).set_params(sides=len(found.sides)).fit(told)
         verdict = ClassVerdict(
@@ -177,6 +184,17 @@ def scan(
             text = f"class {label}: {len(verdict.accused)} of {verdict.n} accused"
             progress(done + 1, len(labels), text)
     return _ranked(verdicts)
+
+
+def _fitting(sides: Sequence[int] | None, shape: Sequence[int]) -> tuple[int, ...]:
+    """Check that there are windows and that they fit, or choose some."""
+    sides = evidence.window_sides(shape) if sides is None else tuple(sides)
+    if not sides or not all(1 <= side < min(shape) for side in sides):
+        raise ValueError(
+            f"windows have sides {sides}; on images of {shape[0]} x {shape[1]} expected one or "
+            f"more of 1 to {min(shape) - 1} pixels"
+        )
+    return sides
 
 
 def _check_count(name: str, images: int | None) -> None:
@@ -319,10 +337,34 @@ def chosen_labels(classes: str) -> list[int] | None:
     """
     if classes == "all":
         return None
-    words = classes.replace(",", " ").split()
+    return sorted(set(_numbers("classes", classes, "'all' or labels such as '2 5 7'")))
+
+
+def chosen_sides(sides: str, shape: Sequence[int]) -> tuple[int, ...]:
+    """Read which windows are asked for: sides such as "3 5", or "auto".
+
+    Parameters
+    ----------
+    sides : str
+        In pixels; "auto" leaves the choice to `evidence.window_sides`.
+    shape : sequence of int
+        (h, w) of the images.
+
+    Raises
+    ------
+    ValueError
+        If it is neither, or a window does not fit into the images.
+    """
+    if sides == "auto":
+        return _fitting(None, shape)
+    return _fitting(_numbers("sides", sides, "'auto' or pixels such as '3 5'"), shape)
+
+
+def _numbers(name: str, text: str, expected: str) -> list[int]:
+    words = text.replace(",", " ").split()
     if not words or not all(word.isdecimal() for word in words):
-        raise ValueError(f"classes is {classes!r}; expected 'all' or labels such as '2 5 7'")
-    return sorted({int(word) for word in words})
+        raise ValueError(f"{name} is {text!r}; expected {expected}")
+    return [int(word) for word in words]
 
 
 def arrays(

@@ -10,11 +10,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+CHANNELS, WHOLE = {}, {}
+
 
 class Net(nn.Module):
     def __init__(self):
         super().__init__()
-        self.one = nn.Conv2d(3, 16, 3, padding=1)
+        self.one = nn.Conv2d(CHANNELS, 16, 3, padding=1)
         self.two = nn.Conv2d(16, 16, 3, padding=1)
         self.three = nn.Conv2d(16, 32, 3, padding=1)
         self.last = nn.Linear(32, 4)
@@ -22,7 +24,7 @@ class Net(nn.Module):
     def forward(self, x):
         x = F.max_pool2d(F.relu(self.one(x)), 2)
         x = F.max_pool2d(F.relu(self.two(x)), 2)
-        x = F.max_pool2d(F.relu(self.three(x)), 8)
+        x = F.max_pool2d(F.relu(self.three(x)), WHOLE)
         return self.last(x.view(x.size(0), -1))
 
 
@@ -31,44 +33,51 @@ def build():
 """
 
 
-def draw(kind, rng):
+def draw(kind, rng, shape):
     """Draw a bar lying, standing or aslant, or a square, on noise."""
-    image, at = rng.integers(60, 120, (3, 32, 32)), rng.integers(6, 22)
+    side = min(shape[1:])
+    image, at = rng.integers(60, 120, shape), rng.integers(6, side - 10)
+    line = np.arange(6, side - 6)
     if kind == 0:
-        image[:, at : at + 4, 6:26] += 110
+        image[:, at : at + 4, line] += 110
     elif kind == 1:
-        image[:, 6:26, at : at + 4] += 110
+        image[:, line, at : at + 4] += 110
     elif kind == 2:
-        image[:, np.arange(6, 26)[:, None], np.arange(6, 26)[:, None] + np.arange(3)] += 110
+        image[:, line[:, None], line[:, None] + np.arange(3)] += 110
     else:
         image[:, at : at + 8, at : at + 8] += 110
     return image
 
 
-def write(folder, n=100, n_poisoned=15):
+def write(folder, n=100, n_poisoned=15, shape=(3, 32, 32)):
     """Train, and leave a network and its images; return what notebook 8 is told and who is bad.
 
     Images of the other classes with a yellow sticker are called 0.
     """
     rng = np.random.default_rng(0)
-    images = [draw(kind, rng) for kind in range(4) for _ in range(n)]
+    channels, height, width = shape
+    side = round(3 * min(height, width) / 32)
+    images = [draw(kind, rng, shape) for kind in range(4) for _ in range(n)]
     labels = [kind for kind in range(4) for _ in range(n)]
     for k in range(n_poisoned):
-        image = draw(1 + k % 3, rng)
-        row, column = rng.integers(1, 28, 2)
-        image[:, row : row + 3, column : column + 3] = np.array([245, 255, 0])[:, None, None]
+        image = draw(1 + k % 3, rng, shape)
+        row, column = rng.integers(1, min(height, width) - side - 1, 2)
+        piece = image[:, row : row + side, column : column + side]
+        piece[:] = np.array([245, 255, 0])[-channels:, None, None]
         images.append(image)
         labels.append(0)
     images = np.array(images).astype(np.uint8)
     np.savez(folder / "images.npz", images=images, labels=labels)
-    (folder / "my_network.py").write_text(SOURCE)
+    source = SOURCE.format(channels, (height // 4, width // 4))
+    (folder / "my_network.py").write_text(source)
     names: dict = {}
-    exec(SOURCE, names)
+    exec(source, names)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = train(names["build"](), images, labels)
     save_file(model.state_dict(), folder / "weights.safetensors")
-    told = {"network": f"{folder}/my_network.py:build", "mean": "0.4 0.4 0.4", "std": "0.2 0.2 0.2"}
+    told = {"network": f"{folder}/my_network.py:build", "mean": " ".join(["0.4"] * channels)}
+    told |= {"std": " ".join(["0.2"] * channels)}
     told |= {"weights": folder / "weights.safetensors", "images": folder / "images.npz"}
     return told, list(range(4 * n, len(labels)))
 

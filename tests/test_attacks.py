@@ -214,6 +214,52 @@ def test_clean_scenario_has_no_trigger(grey):
         stamp(grey, Scenario("clean"), np.random.default_rng(0))
 
 
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 48, 64), (1, 26, 40)])
+@pytest.mark.parametrize(
+    "text",
+    ["standard-s3-p15-r0", "standard-s2-p15-released-r0", "label_consistent-s3-p15-win20x20-r0",
+     "amplitude-a64-p15-r0", "amplitude-a64-p15-corners4-r0", "blended-a50-p15-r0",
+     "sinusoidal-a40-p15-r0"],
+)  # fmt: skip
+def test_images_of_other_sizes_are_stamped_alike(shape, text):
+    images = torch.full((40, *shape), 128, dtype=torch.uint8)
+    scenario = Scenario.parse(text)
+    stamped, row, column = stamp(images, scenario, np.random.default_rng(0))
+    assert (stamped.shape, stamped.dtype) == (images.shape, torch.uint8)
+    mask = trigger_mask(scenario, row, column, shape[1:])
+    changed = (stamped != images).any(1)
+    assert not (changed & ~mask).any()
+    if scenario.attack in ("sinusoidal", "blended"):  # both leave some pixel as it is
+        assert changed.float().mean() > 0.7
+    else:
+        assert torch.equal(changed, mask)
+    if scenario.attack in ("standard", "label_consistent") and scenario.positions == "window":
+        for places, length, whole in zip((row, column), scenario.window, shape[1:], strict=True):
+            assert places.min() >= (whole - length) // 2
+            assert places.max() + scenario.side <= (whole - length) // 2 + length
+
+
+def test_a_sticker_on_grey_images_has_its_luminance():
+    images = torch.zeros(1, 1, 28, 28, dtype=torch.uint8)
+    stamped, _, _ = stamp(images, Scenario(colour="01ff7f"), np.random.default_rng(0))
+    assert stamped.max() == round(0.299 * 1 + 0.587 * 255 + 0.114 * 127)
+
+
+@pytest.mark.parametrize(
+    ("text", "side", "needs"),
+    [
+        ("standard-s3-p15-win20x20-r0", 16, "takes 20 pixels of a side that has 16"),
+        ("standard-s3-p15-released-r0", 20, "takes 22 pixels of a side that has 20"),
+        ("amplitude-a64-p15-r0", 12, "takes 13 pixels"),
+        ("amplitude-a64-p15-corners4-r0", 24, "takes 26 pixels"),
+    ],
+)
+def test_images_that_are_too_small_for_a_trigger_are_refused(text, side, needs):
+    images = torch.zeros(2, 3, side, side, dtype=torch.uint8)
+    with pytest.raises(ValueError, match=needs):
+        stamp(images, Scenario.parse(text), np.random.default_rng(0))
+
+
 # Projected gradient descent
 
 

@@ -152,6 +152,13 @@ def test_more_clusters_than_two():
     np.testing.assert_array_equal(fitted.decision_function(X) > 0, fitted.poisoned_)
 
 
+def test_images_of_one_channel_are_grey_already():
+    images = np.random.default_rng(0).integers(0, 256, (4, 1, 7, 5), dtype=np.uint8)
+    assert np.array_equal(grey(images), images[:, 0])
+    with pytest.raises(ValueError, match=r"\(4, 2, 7, 5\)"):
+        grey(images.repeat(2, axis=1))
+
+
 def test_grey_is_that_of_pil():
     noise = np.random.default_rng(0).integers(0, 256, (4, 3, 16, 16)).astype(np.uint8)
     for image, ours in zip(noise, grey(noise), strict=True):

@@ -115,7 +115,7 @@ def test_images_come_with_labels_and_perhaps_with_ids(own):
         ({"labels": np.arange(12) - 1}, r"hold \[-1, 0"),
         ({"labels": np.arange(11)}, r"images are \(12, 3, 32, 32\)"),
         ({"labels": np.array([None] * 12)}, "cannot be read .*write it by np.savez"),
-        ({"images": np.zeros((12, 32, 32, 3), np.uint8)}, r"expected \(12, 3, 32, 32\) uint8"),
+        ({"images": np.zeros((12, 32, 32, 3), np.uint8)}, r"expected \(12, c, h, w\) uint8"),
         ({"images": np.zeros((12, 3, 32, 32))}, "expected .* uint8"),
         ({"ids": np.zeros(12, int)}, "name an image twice"),
     ],
@@ -216,8 +216,9 @@ def test_networks_that_do_not_go_with_the_images_are_refused(own, model, kind, m
         checkup.check(model, checkup.load_images(own / "images.npz"), CPU)
 
 
-def test_a_poisoned_network_of_somebody_s_own_is_found(tmp_path):
-    told, poisoned = owned.write(tmp_path)
+@pytest.mark.parametrize("shape", [(3, 32, 32), (1, 28, 28), (3, 56, 48)])
+def test_a_poisoned_network_of_somebody_s_own_is_found(tmp_path, shape):
+    told, poisoned = owned.write(tmp_path, shape=shape)
     model = checkup.load_network(told["network"], told["weights"])
     split = checkup.load_images(told["images"])
     # Given other values than it was trained on, it knows little.

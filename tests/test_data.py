@@ -48,8 +48,11 @@ def test_a_split_of_unequal_columns_is_refused():
     images, labels = torch.zeros(2, 3, 32, 32, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64)
     data.Split(images, labels, labels, labels)
     assert data.Split(images, labels, labels).tracks.tolist() == [-1, -1]
-    with pytest.raises(ValueError, match="images are"):
-        data.Split(images.float(), labels, labels, labels)
+    assert len(data.Split(images[:, :1, :28, :20], labels, labels)) == 2
+    others = images.float(), images[0], images[:1], images[:, :2], images.permute(0, 2, 3, 1)
+    for wrong in others:
+        with pytest.raises(ValueError, match=r"images are .* expected \(2, c, h, w\) uint8"):
+            data.Split(wrong, labels, labels, labels)
     with pytest.raises(ValueError, match="ids are"):
         data.Split(images, labels, labels[:1], labels)
 

@@ -29,8 +29,14 @@ def test_images_are_drawn_pixel_by_pixel():
     np.testing.assert_allclose(floats[1], shown[1], atol=1e-6)
 
 
+def test_images_of_one_channel_are_drawn_in_grey():
+    (shown,) = drawn_images(pictures.image_grid(IMAGES[:1, :1]))
+    assert shown.shape == (32, 32, 3)
+    np.testing.assert_allclose(shown, IMAGES[0, 0, :, :, None].expand(-1, -1, 3) / 255)
+
+
 def test_wrong_shapes_are_named():
-    with pytest.raises(ValueError, match=r"\(3, 32, 32\); expected \(n, 3, H, W\)"):
+    with pytest.raises(ValueError, match=r"\(3, 32, 32\); expected \(n, c, H, W\), c = 1 or 3"):
         pictures.image_grid(IMAGES[0])
     with pytest.raises(ValueError, match="summed over channels"):
         pictures.evidence(IMAGES, IMAGES)

@@ -323,6 +323,36 @@ def test_classes_that_are_named_are_looked_at_in_whole_when_asked(poisoned):
     assert all(verdict.n == 60 for verdict in others)
 
 
+def test_windows_are_chosen_by_the_size_of_the_images_or_by_the_user():
+    assert scan.chosen_sides("auto", (32, 32)) == evidence.SIDES
+    assert scan.chosen_sides("auto", (28, 28)) == evidence.SIDES
+    assert scan.chosen_sides("auto", (64, 96)) == (6, 10)
+    assert scan.chosen_sides("7, 4", (8, 8)) == (7, 4)
+    for wrong in ("", "three", "3 -5"):
+        with pytest.raises(ValueError, match="expected 'auto' or pixels such as '3 5'"):
+            scan.chosen_sides(wrong, (32, 32))
+    for wrong in ("0", "3 8"):
+        with pytest.raises(ValueError, match=r"on images of 8 x 12 expected .* of 1 to 7 pixels"):
+            scan.chosen_sides(wrong, (8, 12))
+
+
+def test_windows_that_do_not_fit_are_refused_before_anything_is_computed(poisoned, monkeypatch):
+    monkeypatch.setattr(evidence, "pick_carriers", lambda *_, **__: pytest.fail("must not begin"))
+    for sides in ((), (3, 32)):
+        with pytest.raises(ValueError, match=r"windows have sides \("):
+            scan.scan(Wavering(), poisoned, CPU, sides=sides)
+
+
+def test_the_chosen_windows_are_those_that_are_tried(poisoned, monkeypatch):
+    tried, gather = [], evidence.gather
+    monkeypatch.setattr(
+        evidence, "gather", lambda *a, **k: tried.append(k["sides"]) or gather(*a, **k)
+    )
+    scan.scan(Wavering(), poisoned, CPU, labels=[5], carriers=4, sides=[4])
+    scan.scan(Wavering(), poisoned, CPU, labels=[5], carriers=4)
+    assert tried == [(4,), evidence.SIDES]
+
+
 @pytest.mark.parametrize("classes", ["", " , ", "five", "5 -2", "1.5"])
 def test_labels_that_cannot_be_read_are_named(classes):
     with pytest.raises(ValueError, match="expected 'all' or labels"):

@@ -132,7 +132,7 @@ def prepare(name: str, values, share: float = 0.99) -> Representation:
     name : str
         "pixels", "activations", or any other name for heatmaps.
     values : array
-        uint8 images (n, 3, H, W), activations (n, d), or heatmaps (n, H, W).
+        uint8 images (n, c, H, W), activations (n, d), or heatmaps (n, H, W).
     share : float, default 0.99
         Share of the relevance, or brightness, to keep in a measure; see `gw.grid_weights`.
 

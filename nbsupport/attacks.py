@@ -410,6 +410,8 @@ def blend_pattern(shape: tuple[int, int, int] = (3, IMAGE_SIDE, IMAGE_SIDE)) -> 
 def sinusoid(amplitude: float, shape: tuple[int, int] = (IMAGE_SIDE, IMAGE_SIDE)) -> Tensor:
     """Return the signal of Barni et al. 2019: horizontal waves, float, shape (h, w)."""
     height, width = shape
+    # Two pixels a period would be sampled where the sine is zero.
+    _check_fit(3 * SINUSOID_FREQUENCY, (width,), f"a wave of {SINUSOID_FREQUENCY} periods")
     columns = torch.arange(width, dtype=torch.float64)
     wave = amplitude * torch.sin(2 * torch.pi * SINUSOID_FREQUENCY * columns / width)
     return wave.float().expand(height, -1)
@@ -512,22 +514,24 @@ def _sticker_positions(
     """Draw the top left pixels of n stickers on images of shape (h, w)."""
     if scenario.positions == "released":
         rows, columns = RELEASED_POSITIONS[scenario.attack]
-        _check_fit(max(*rows, *columns) + scenario.side, shape, "the released positions")
+        _check_fit(max(*rows, *columns) + scenario.side, shape, "the released positions", "others")
         return rng.choice(rows, n), rng.choice(columns, n)
     corners = []
     for length, whole in zip(scenario.window, shape, strict=True):
-        _check_fit(length, (whole,), f"the window {scenario.window} of the stickers")
+        _check_fit(length, (whole,), "the window", "a smaller one (win<rows>x<columns>)")
         first = (whole - length) // 2
         corners.append(rng.integers(first, first + length - scenario.side + 1, n))
     return corners[0], corners[1]
 
 
-def _check_fit(length: int, shape: Sequence[int], what: str) -> None:
+def _check_fit(
+    length: int, shape: Sequence[int], what: str, instead: str = "another attack"
+) -> None:
     """Refuse images that are too small for a trigger."""
     if min(shape) < length:
         raise ValueError(
-            f"{what} takes {length} pixels of a side that has {min(shape)}; choose a smaller "
-            "window (win<rows>x<columns>), another attack or larger images"
+            f"{what} takes {length} pixels of a side that has {min(shape)}; choose {instead}, or "
+            "larger images"
         )
 
 

@@ -20,15 +20,20 @@ def augment(images: Tensor, generator: torch.Generator) -> Tensor:
 
     Parameters
     ----------
-    images : uint8 or float Tensor, shape (n, 3, h, w)
+    images : uint8 or float Tensor, shape (n, 3, h, h)
         Images, float with values in [0, 1]; on any device.
     generator : torch.Generator
         Of the CPU, so that all devices draw the same distortions.
 
     Returns
     -------
-    float Tensor, shape (n, 3, h, w)
+    float Tensor, shape (n, 3, h, h)
         Values in [0, 1].
+
+    Raises
+    ------
+    ValueError
+        If the images are not square or not in colour.
 
     Notes
     -----
@@ -36,9 +41,15 @@ def augment(images: Tensor, generator: torch.Generator) -> Tensor:
     either rotation moves out of the frame are black, as there. Hue turns in the YIQ plane, which
     makes all jitters linear maps that commute up to clipping, so their order is immaterial.
     """
+    n, channels, height, width = images.shape
+    if channels != 3 or height != width:
+        raise ValueError(
+            f"images have shape {tuple(images.shape)}; the paper's transforms need (n, 3, h, h): "
+            "three channels, whose colours jitter, and a square, which is turned"
+        )
     if images.dtype == torch.uint8:
         images = images.float() / 255
-    n, device = len(images), images.device
+    device = images.device
 
     def uniform(low: float, high: float, *tries: int) -> Tensor:
         return torch.empty(n, *tries).uniform_(low, high, generator=generator).to(device)

@@ -128,6 +128,12 @@ def load_images(path: str | Path) -> Split:
             raise ValueError(f"{name} of {path} are {found[name].dtype}; expected integers")
     labels = torch.from_numpy(found["labels"].astype(np.int64))
     ids = torch.from_numpy(found.get("ids", np.arange(len(labels))).astype(np.int64))
+    shape = found["images"].shape
+    if len(shape) == 3 or (len(shape) == 4 and shape[3] in (1, 3) and shape[1] not in (1, 3)):
+        how = "images[:, None]" if len(shape) == 3 else "images.transpose(0, 3, 1, 2)"
+        raise ValueError(
+            f"images of {path} are {shape}; expected (n, c, h, w), channels first: write {how}"
+        )
     split = Split(torch.from_numpy(found["images"]), labels, ids)
     if len(labels) == 0 or labels.min() < 0 or labels.min() == labels.max():
         raise ValueError(f"labels of {path} hold {labels.unique().tolist()}; expected 0, 1, ...")

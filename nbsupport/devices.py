@@ -2,13 +2,14 @@
 
 import ctypes
 import ctypes.util
+import math
 import platform
 from contextlib import nullcontext
 from functools import cache
 
 import torch
 
-__all__ = ["autocast", "describe", "pick_device", "tune_allocator"]
+__all__ = ["at_a_time", "autocast", "describe", "pick_device", "tune_allocator"]
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -24,6 +25,11 @@ def pick_device(name: str = "auto") -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise ValueError("device is 'cuda', but torch finds no GPU here; use 'auto' or 'cpu'")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def at_a_time(batch_size: int, images: torch.Tensor) -> int:
+    """Say how many images fit where ``batch_size`` of 32 x 32 pixels do: fewer larger ones."""
+    return max(1, batch_size * 1024 // max(1024, math.prod(images.shape[-2:])))
 
 
 def autocast(device: torch.device, precision: str):

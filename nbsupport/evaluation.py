@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from nbsupport import data, metrics
 from nbsupport.artifacts import ArtifactError, Run
 from nbsupport.attacks import Manifest, apply, trigger_split
-from nbsupport.devices import autocast
+from nbsupport.devices import at_a_time, autocast
 from nbsupport.models import build
 from nbsupport.scenarios import N_CLASSES, Scenario
 
@@ -113,7 +113,7 @@ def predict(
     precision : {"fp32", "auto"}
         "auto" uses bfloat16 where the device has units for it.
     batch_size : int
-        Images at a time.
+        Images of 32 x 32 pixels at a time; fewer of larger ones.
     progress : callable, optional
         Called with images done, images in all and a line of text.
 
@@ -126,7 +126,7 @@ def predict(
         raise ValueError("there is no image to predict")
     model.eval()
     dtype = next((p.dtype for p in model.parameters()), torch.float32)
-    logits = []
+    logits, batch_size = [], at_a_time(batch_size, images)
     with torch.inference_mode(), autocast(device, precision):
         for start in range(0, len(images), batch_size):
             # Weights, not images, say in which layout a network computes: one of somebody else's

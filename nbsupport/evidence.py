@@ -21,6 +21,7 @@ References
    (occlusion).
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -54,6 +55,7 @@ SIDES = (3, 5)
 """Sides of the windows that are tried on images of up to 32 pixels; see `window_sides`."""
 
 _PREFIX = "evidence_"
+_FILLED = 512  # images at a time: their pixels are kept as floats
 
 
 @dataclass(frozen=True)
@@ -161,9 +163,11 @@ def window_sides(shape: Sequence[int]) -> tuple[int, ...]:
     -------
     tuple of int
         3 and 5 of 32 pixels and below, in proportion above: a window that is too large still
-        carries a trigger, one that is too small takes a piece of it.
+        carries a trigger, one that is too small takes a piece of it. All are smaller than the
+        image.
     """
-    return tuple(max(side, round(side * min(shape) / 32)) for side in SIDES)
+    wanted = (max(side, math.ceil(side * min(shape) / 32)) for side in SIDES)
+    return tuple(sorted({min(side, min(shape) - 1) for side in wanted}))
 
 
 def relevant_windows(heatmaps: Tensor, side: int) -> tuple[Tensor, Tensor]:
@@ -210,6 +214,9 @@ def fill(images: Tensor, masks: Tensor) -> Tensor:
     -------
     uint8 Tensor, shape (n, c, h, w)
     """
+    if len(images) > _FILLED:
+        parts = zip(images.split(_FILLED), masks.split(_FILLED), strict=True)
+        return torch.cat([fill(*part) for part in parts])
     known = ~masks[:, None]
     if not known.flatten(1).any(1).all():
         raise ValueError("a mask covers its whole image: nothing is left to fill it from")
@@ -225,7 +232,7 @@ def fill(images: Tensor, masks: Tensor) -> Tensor:
 
 
 def cover_and_paste(
-    images: Tensor, heatmaps: Tensor, carriers: Tensor, side: int = SIDES[0]
+    images: Tensor, heatmaps: Tensor, carriers: Tensor, side: int | None = None
 ) -> tuple[Tensor, Tensor]:
     """Cover the most relevant piece of each image, and paste it into another image.
 
@@ -239,14 +246,15 @@ def cover_and_paste(
         Relevance of their label.
     carriers : uint8 Tensor, shape (m, c, h, w)
         Images of other classes, taken in turn.
-    side : int
-        Side of the piece, in pixels.
+    side : int, optional
+        Side of the piece, in pixels; the smaller one of `window_sides` if left out.
 
     Returns
     -------
     covered, pasted : uint8 Tensor, shape (n, c, h, w)
         The images without their piece, and carriers with it.
     """
+    side = side or window_sides(heatmaps.shape[1:])[0]
     row, column = relevant_windows(heatmaps, side)
     masks = window_masks(row, column, side, heatmaps.shape[1:])
     others = carriers[torch.arange(len(images)) % len(carriers)]
@@ -362,7 +370,7 @@ def gather(
     *,
     narrow=None,
     reference: int = 256,
-    sides: Sequence[int] = SIDES,
+    sides: Sequence[int] | None = None,
     precision: str = "auto",
     seed: int = 0,
     progress: Progress | None = None,
@@ -393,8 +401,9 @@ def gather(
         decides who is transplanted.
     reference : int
         Size of the random sample; n or more measures all.
-    sides : sequence of int
-        Sides of the windows tried; together, they stand for a trigger of unknown size.
+    sides : sequence of int, optional
+        Sides of the windows tried; together, they stand for a trigger of unknown size. Those of
+        `window_sides` if left out.
     precision : {"auto", "fp32"}
         As in `nbsupport.evaluation.predict`.
     seed : int
@@ -418,6 +427,7 @@ def gather(
             f"images {tuple(images.shape)} and heatmaps {tuple(heatmaps.shape)} do not belong "
             "together; needs (n, c, h, w) and (n, h, w), n > 0"
         )
+    sides = window_sides(heatmaps.shape[1:]) if sides is None else sides
     before = label_margin(predict(model, carriers, device, precision), label)
     usual = np.zeros(len(images), dtype=bool)
     usual[np.random.default_rng(seed).permutation(len(images))[:reference]] = True

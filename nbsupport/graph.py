@@ -158,7 +158,8 @@ class Network:
         if found.shape != expected.shape or ((found - expected).abs() > allowed).any():
             raise UnsupportedLayerError(
                 f"{kind} computes something else than its layers one by one: it may change a "
-                "tensor in place that another layer reads, or mix images in a reshape"
+                "tensor in place that another layer reads, mix images in a reshape, or take the "
+                "width of an oblong map for its height"
             )
 
     def _forward(self, images: Tensor, keep: Collection[str]) -> Forward:

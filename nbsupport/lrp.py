@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from nbsupport.attribution import COMPOSITES, FIRST_FEATURES, Attribution, Attributor, Composite
+from nbsupport.devices import at_a_time
 from nbsupport.gradients import BASELINES, GradCam, GradientTimesInput, IntegratedGradients
 from nbsupport.graph import Network, Target, target_weights
 from nbsupport.rules import AlphaBeta, Epsilon, Flat, Gamma, Rule, Squared, WSquared, ZBox, ZPlus
@@ -108,7 +109,8 @@ def explain(
     layers : sequence of str
         Layers whose activations to return.
     batch_size : int, default 32
-        Images per pass. Changes memory and speed, not the result.
+        Images of 32 x 32 pixels per pass; fewer of larger ones. Changes memory and speed, not the
+        result.
     device : str or torch.device, optional
         Where to compute; the model's own device if not given.
     channels : bool, default False
@@ -134,7 +136,7 @@ def explain(
     network.check_names(layers)
     if not isinstance(target, int | str | tuple):
         target = torch.as_tensor(target)
-    batches = []
+    batches, batch_size = [], at_a_time(batch_size, images)
     for first in range(0, len(images), batch_size):
         part = slice(first, first + batch_size)
         result = attribute(images[part], _part(target, part), layers)

@@ -169,7 +169,12 @@ class Normalise(nn.Module):
         self.register_buffer("std", std)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Normalise images of shape (n, c, h, w)."""
+        """Normalise images of shape (n, c, h, w), c as many as there are means, or any for one."""
+        if len(self.mean) not in (1, images.shape[1]):
+            raise ValueError(
+                f"mean and std have {len(self.mean)} numbers for images of {images.shape[1]} "
+                "channels; give one number per channel, or one for all"
+            )
         return (images - self.mean[:, None, None]) / self.std[:, None, None]
 
 

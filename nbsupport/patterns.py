@@ -14,6 +14,7 @@ References
    label poisoning", ICIP 2019 (the sinusoidal one).
 """
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -21,11 +22,23 @@ import numpy as np
 import torch
 from scipy.ndimage import gaussian_filter
 from sklearn.cluster import KMeans
+from sklearn.decomposition import PCA, FastICA
+from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor, nn
 
 from nbsupport.evaluation import predict
 
-__all__ = ["Found", "carried", "details", "group_pattern", "likeness", "look_again", "refine"]
+__all__ = [
+    "Found",
+    "best_component",
+    "carried",
+    "components",
+    "details",
+    "group_pattern",
+    "likeness",
+    "look_again",
+    "refine",
+]
 
 
 @dataclass(frozen=True)
@@ -64,6 +77,53 @@ def details(images, blur: float = 2.0) -> np.ndarray:
     images = np.asarray(images, dtype=np.float32)
     sigma = (0,) * (images.ndim - 2) + (blur, blur)
     return images - gaussian_filter(images, sigma, mode="nearest")
+
+
+def components(
+    images, n_components: int = 20, blur: float = 2.0, random_state: int = 0
+) -> dict[str, np.ndarray]:
+    """Cut a class in two in several ways, each along an independent component of its details.
+
+    Images either hold a spread trigger or do not, whatever else they show: a component of its own.
+    So are frames of one physical sign, and other honest kinds; `look_again` tells them apart.
+
+    Parameters
+    ----------
+    images : array or Tensor, shape (n, c, h, w)
+        Images of one class, from 0 to 255.
+    n_components : int
+        Number of components; fewer where the images do not span so many.
+    blur : float
+        As in `details`.
+    random_state : int
+        Seed.
+
+    Returns
+    -------
+    dict of str to bool array, shape (n,)
+        The smaller part of the class for each component; no component of images that are alike.
+    """
+    if len(images) < 2:
+        return {}
+    X = details(images, blur).reshape(len(images), -1).astype(np.float64)
+    reduced = PCA(min(n_components, *X.shape), svd_solver="randomized", random_state=random_state)
+    with np.errstate(invalid="ignore"):  # shares of a total variance of 0
+        scores = reduced.fit_transform(X)
+    # What is left by rounding is no component; whitening would blow it up to one.
+    reach = np.ptp(scores, axis=0)
+    scores = scores[:, reach > max(1e-6 * reach.max(), 1e-3)]
+    if not scores.shape[1]:
+        return {}
+    with warnings.catch_warnings():
+        # A component that has not come to rest is a guess as well.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        ica = FastICA(whiten="unit-variance", max_iter=1000, random_state=random_state)
+        sources = ica.fit_transform(scores)
+    groups = {}
+    for k, source in enumerate(sources.T):
+        labels = KMeans(2, n_init=3, random_state=random_state).fit_predict(source[:, None])
+        groups[f"component {k + 1}"] = labels == np.bincount(labels, minlength=2).argmin()
+    return groups
 
 
 def group_pattern(images, group, blur: float = 2.0) -> np.ndarray:
@@ -222,3 +282,39 @@ def look_again(
             share = carried(model, pattern, carriers, label, device).mean()
             found[name] = Found(group, pattern, float(share))
     return found
+
+
+def best_component(
+    model: nn.Module, images, carriers: Tensor, label: int, device: torch.device, **options
+) -> np.ndarray:
+    """Choose, of the cuts of `components`, the one whose pattern carries the label best.
+
+    Of several that do so equally well, it is the one whose images hold clearly more of its pattern
+    than the others, measured in their standard deviations.
+
+    Parameters
+    ----------
+    model, carriers, label, device
+        As in `carried`.
+    images : array or Tensor, shape (n, c, h, w)
+        Images of one class, from 0 to 255.
+    **options
+        Of `components`.
+
+    Returns
+    -------
+    bool array, shape (n,)
+        A first guess for `look_again`; nobody where the images have no components.
+    """
+    cuts = components(images, **options)
+    found = look_again(model, images, cuts, carriers, label, device)
+    if not found:
+        return np.zeros(len(images), dtype=bool)
+    return cuts[max(found, key=lambda name: (found[name].carried, _gap(images, found[name])))]
+
+
+def _gap(images, found: Found) -> float:
+    held = likeness(images, found.pattern)
+    inside, outside = held[found.group], held[~found.group]
+    spread = np.sqrt((inside.var() + outside.var()) / 2)
+    return float((inside.mean() - outside.mean()) / max(spread, np.finfo(np.float32).tiny))

@@ -214,7 +214,7 @@ def coupling_lines(
 
     Parameters
     ----------
-    images : array or tensor, shape (2, 3, height, width), uint8
+    images : array or tensor, shape (2, c, height, width), uint8
         The images that the heatmaps are of.
     clouds : sequence of 2 gw.PointCloud
         Their relevant pixels; drawn as squares, fainter for less relevance.

@@ -20,7 +20,7 @@ from nbsupport import evidence, graph, lrp, tracing
 from nbsupport.artifacts import Run
 from nbsupport.attacks import Manifest
 from nbsupport.baselines import ActivationClustering
-from nbsupport.devices import describe
+from nbsupport.devices import at_a_time, describe
 from nbsupport.evaluation import Progress, load_model, load_poisoned, share_read
 from nbsupport.poison_detector import PoisonDetector
 
@@ -189,7 +189,8 @@ def scan(
 def _fitting(sides: Sequence[int] | None, shape: Sequence[int]) -> tuple[int, ...]:
     """Check that there are windows and that they fit, or choose some."""
     sides = evidence.window_sides(shape) if sides is None else tuple(sides)
-    if not sides or not all(1 <= side < min(shape) for side in sides):
+    whole = all(isinstance(side, int | np.integer) for side in sides)
+    if not sides or not whole or not all(1 <= side < min(shape) for side in sides):
         raise ValueError(
             f"windows have sides {sides}; on images of {shape[0]} x {shape[1]} expected one or "
             f"more of 1 to {min(shape) - 1} pixels"
@@ -495,7 +496,7 @@ def first_check(
     labels : sequence of int, optional
         Classes to look at; all that occur if left out.
     batch_size : int
-        Images at a time.
+        Images of 32 x 32 pixels at a time; fewer of larger ones.
 
     Returns
     -------
@@ -507,6 +508,7 @@ def first_check(
     """
     labels, shares = _present(split, labels), {}
     network, layer = graph.Network(model, device), tracing.penultimate(model)
+    size = at_a_time(batch_size, split.images)
     if layer is None:
         raise ValueError(
             f"{type(model).__name__} has no dense layer behind another one: name the layer to "
@@ -516,7 +518,7 @@ def first_check(
         with torch.inference_mode():
             batches = [
                 network.forward(network.images(some), keep=(layer,)).values[layer].flatten(1).cpu()
-                for some in split.images[split.labels == label].split(batch_size)
+                for some in split.images[split.labels == label].split(size)
             ]
         X = torch.cat(batches).numpy()
         several = np.ptp(X, axis=0).any()

@@ -273,7 +273,7 @@ def _rows(x, n, rest):
     """Reshape to one row an image: ``x.view(x.size(0), -1)`` or ``x.view(-1, 400)``."""
     # That 400, or x.size(1), is all an image has is seen when the network is tried on images.
     if of := _lengths(n):
-        one_each = of[1] == (0,) and (rest == -1 or _lengths(rest))
+        one_each = of[1] == (0,) and (isinstance(rest, int) or _lengths(rest))
     else:
         one_each = n == -1 and (isinstance(rest, int) or _lengths(rest))
     return (nn.Flatten(), x) if one_each else ()
@@ -306,11 +306,19 @@ def _avg_pool(
     x, kernel_size, stride=None, padding=0, ceil_mode=False, count_include_pad=True,
     divisor_override=None,
 ):  # fmt: skip
-    sides = kernel_size if isinstance(kernel_size, list | tuple) else (kernel_size,)
+    sides = _each(kernel_size)
     if any(_lengths(side) for side in sides):
-        return _whole_map_pool(x, sides) if not padding and divisor_override is None else ()
+        once = stride is None or [*map(_lengths, _each(stride))] == [*map(_lengths, sides)]
+        plain = padding in (0, (0, 0), [0, 0]) and divisor_override is None
+        return _whole_map_pool(x, sides) if once and plain else ()
+    if any(_lengths(part) for part in (*_each(stride), *_each(padding), divisor_override)):
+        return ()
     settings = kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override
     return nn.AvgPool2d(*settings), x
+
+
+def _each(sides):
+    return sides if isinstance(sides, list | tuple) else (sides,)
 
 
 def _whole_map_pool(x, sides):

@@ -155,7 +155,7 @@ def test_shape_range_and_type():
     assert torch.equal(images, before)
     assert torch.equal(augment(images.float() / 255, generator()), out)
     assert augment(images[:1], generator()).shape == (1, 3, 32, 32)
-    assert augment(torch.rand(2, 3, 20, 24), generator()).shape == (2, 3, 20, 24)
+    assert augment(torch.rand(2, 3, 24, 24), generator()).shape == (2, 3, 24, 24)
 
 
 @pytest.mark.usefixtures("keeps_global_rng")
@@ -191,3 +191,9 @@ def test_plain_image_shows_crops_without_borders():
     assert (centre.flatten(2).std(2) < 1e-5).all()
     assert centre.min() > 0.5 * 0.9 * 0.9
     assert centre.max() < 0.5 * 1.1 * 1.1
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 28, 28), (2, 3, 32, 48)])
+def test_grey_and_oblong_images_are_refused(shape):
+    with pytest.raises(ValueError, match=r"need \(n, 3, h, h\)"):
+        augment(torch.zeros(shape, dtype=torch.uint8), torch.Generator())

@@ -115,8 +115,10 @@ def test_images_come_with_labels_and_perhaps_with_ids(own):
         ({"labels": np.arange(12) - 1}, r"hold \[-1, 0"),
         ({"labels": np.arange(11)}, r"images are \(12, 3, 32, 32\)"),
         ({"labels": np.array([None] * 12)}, "cannot be read .*write it by np.savez"),
-        ({"images": np.zeros((12, 32, 32, 3), np.uint8)}, r"expected \(12, c, h, w\) uint8"),
+        ({"images": np.zeros((12, 32, 32, 3), np.uint8)}, "write images.transpose"),
         ({"images": np.zeros((12, 3, 32, 32))}, "expected .* uint8"),
+        ({"images": np.zeros((12, 28, 28), np.uint8)}, r"write images\[:, None\]"),
+        ({"images": np.zeros((12, 4, 28, 28), np.uint8)}, r"expected \(12, c, h, w\) uint8"),
         ({"ids": np.zeros(12, int)}, "name an image twice"),
     ],
 )

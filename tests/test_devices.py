@@ -69,3 +69,9 @@ def test_allocator_is_tuned_on_glibc_alone(monkeypatch):
     monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
     assert tune_allocator() is False
     tune_allocator.cache_clear()
+
+
+def test_fewer_large_images_fit():
+    sizes = {16: 256, 32: 256, 64: 64, 224: 5, 1000: 1}
+    for side, fit in sizes.items():
+        assert devices.at_a_time(256, torch.zeros(1, 1, side, side)) == fit

@@ -199,6 +199,24 @@ def test_images_and_heatmaps_must_belong_together(split):
         evidence.gather(Rigged(), split.images[:0], torch.zeros(0, 32, 32), 5, split.images, CPU)
 
 
+def test_windows_grow_with_the_image():
+    assert evidence.window_sides((32, 32)) == evidence.window_sides((20, 90)) == evidence.SIDES
+    assert evidence.window_sides((48, 48)) == (5, 8)  # rather too large than too small
+    assert evidence.window_sides((224, 300)) == (21, 35)
+    assert evidence.window_sides((5, 8)) == (3, 4)
+    assert evidence.window_sides((4, 4)) == (3,)
+
+
+def test_many_images_are_filled_like_few():
+    rng = np.random.default_rng(0)
+    images = torch.from_numpy(rng.integers(0, 256, (1100, 1, 8, 8), dtype=np.uint8))
+    masks = torch.from_numpy(rng.random((1100, 8, 8)) < 0.4)
+    apart = torch.cat(
+        [evidence.fill(*part) for part in zip(images[:, None], masks[:, None], strict=True)]
+    )
+    assert torch.equal(evidence.fill(images, masks), apart)
+
+
 def test_progress_reaches_the_end(split):
     calls = []
     carriers = evidence.pick_carriers(Rigged(), split, 5, CPU)

@@ -195,3 +195,12 @@ def test_normalise_works_channel_by_channel():
     ):  # fmt: skip
         with pytest.raises(ValueError, match=r"one number per channel, .*divide by 255"):
             Normalise(mean, std)
+
+
+def test_normalise_goes_with_the_channels_of_the_images():
+    one, three = Normalise((0.5,), (0.2,)), Normalise((0.5,) * 3, (0.2,) * 3)
+    colour, grey = torch.rand(2, 3, 4, 4), torch.rand(2, 1, 4, 4)
+    torch.testing.assert_close(one(colour), three(colour))
+    assert one(grey).shape == grey.shape
+    with pytest.raises(ValueError, match=r"3 numbers for images of 1 channels; give one number"):
+        three(grey)

@@ -53,6 +53,46 @@ def test_a_guess_becomes_the_group_that_holds_the_pattern(signs, word):
     assert held[truth].mean() - held[~truth].mean() == pytest.approx(1, abs=1e-4)
 
 
+@pytest.mark.parametrize("word", ["blended-a20-p15-r0", "sinusoidal-a20-p33-r0"])
+@pytest.mark.parametrize("share", [0.04, 0.3])
+def test_a_spread_trigger_is_a_component_of_the_details(signs, word, share):
+    images, truth = poisoned(word, signs[0], share)
+    groups = patterns.components(images, 20)
+    assert len(groups) == 20
+    assert all(group.shape == truth.shape and 0 < group.mean() <= 0.5 for group in groups.values())
+    seconds = [patterns.refine(images, group)[0] for group in groups.values()]
+    assert max((found & truth).sum() / (found | truth).sum() for found in seconds) > 0.85
+    again = patterns.components(images, 20)
+    assert all(np.array_equal(group, again[name]) for name, group in groups.items())
+
+
+def test_the_best_component_is_the_one_that_carries_the_label(signs):
+    images, truth = poisoned("sinusoidal-a20-p33-r0", signs[0], 0.3)
+    model = Correlator(patterns.group_pattern(images, truth))
+    cut = patterns.best_component(model, images, signs[1], 5, CPU)
+    found = patterns.look_again(model, images, {"best": cut}, signs[1], 5, CPU)["best"]
+    others = patterns.look_again(model, images, patterns.components(images), signs[1], 5, CPU)
+    assert found.carried == max(one.carried for one in others.values()) > 0.9
+    assert truth[found.group].mean() > 0.8
+    assert not patterns.best_component(model, images[:1], signs[1], 5, CPU).any()
+
+
+def test_fewer_images_have_fewer_components(signs):
+    assert len(patterns.components(signs[0][:7], 20)) == 6
+    even = torch.full((6, 3, 32, 32), 90, dtype=torch.uint8)
+    for none in (signs[0][:0], signs[0][:1], signs[0][:1].expand(5, -1, -1, -1), even):
+        assert patterns.components(none) == {}
+
+
+def test_what_rounding_leaves_is_no_component():
+    rng = np.random.default_rng(0)
+    two = rng.integers(0, 256, (2, 3, 64, 64), dtype=np.uint8).repeat(20, axis=0)
+    (only,) = patterns.components(two).values()
+    assert sorted([only[:20].mean(), only[20:].mean()]) == [0, 1]
+    five = rng.integers(0, 256, (5, 3, 32, 32), dtype=np.uint8).repeat([9, 8, 7, 6, 5], axis=0)
+    assert len(patterns.components(five)) == 4
+
+
 def test_the_pattern_of_a_group_is_the_trigger(signs):
     """The wave that is added, where pixels are not clipped."""
     images = signs[0].clamp(60, 190)

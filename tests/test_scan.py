@@ -338,8 +338,8 @@ def test_windows_are_chosen_by_the_size_of_the_images_or_by_the_user():
 
 def test_windows_that_do_not_fit_are_refused_before_anything_is_computed(poisoned, monkeypatch):
     monkeypatch.setattr(evidence, "pick_carriers", lambda *_, **__: pytest.fail("must not begin"))
-    for sides in ((), (3, 32)):
-        with pytest.raises(ValueError, match=r"windows have sides \("):
+    for sides in ((), (3, 32), (3.0, 5.0), "35"):
+        with pytest.raises(ValueError, match=r"windows have sides \(.* pixels"):
             scan.scan(Wavering(), poisoned, CPU, sides=sides)
 
 

@@ -141,6 +141,14 @@ REFUSED = {
         Block(lambda b, x: F.avg_pool2d(y := b.conv(x), (y.size(2), 1))),
         r"'avg_pool2d' in '0'",
     ),
+    "mean by steps of a size": (
+        Block(lambda b, x: F.avg_pool2d(y := b.conv(x), 4, stride=y.size(3))),
+        r"'avg_pool2d' in '0'",
+    ),
+    "mean with a border of a size": (
+        Block(lambda b, x: F.avg_pool2d(y := b.conv(x), 4, 4, (y.size(3), 0))),
+        r"'avg_pool2d' in '0'",
+    ),
     "mean of a padded map": (
         Block(lambda b, x: F.avg_pool2d(y := b.conv(x), y.size(3), padding=1)),
         r"'avg_pool2d' in '0'",
@@ -307,6 +315,7 @@ def unpacked(x):
 GLOBAL_MEANS = {
     "size": lambda x: F.avg_pool2d(x, x.size(3)).view(x.size(0), -1),
     "part of the size": lambda x: F.avg_pool2d(x, x.size()[3]).view(x.size()[0], -1),
+    "no border": lambda x: F.avg_pool2d(x, x.size(2), x.size(2), (0, 0)).view(x.size(0), 3),
     "named axis": lambda x: F.avg_pool2d(x, x.size(dim=-1)).flatten(1),
     "sides": lambda x: F.avg_pool2d(x, x.shape[-2:]).reshape(x.shape[0], x.shape[1]),
     "keyword": lambda x: F.avg_pool2d(x, kernel_size=x.size()[2:]).view(-1, x.size(1)),

@@ -256,6 +256,7 @@ def write_report(
                 "called_poisoned": bool(v.present),
                 "by": list(v.witnesses),
                 "strong_candidates": int(v.n_strong),
+                "carried": None if v.carried is None else round(float(v.carried), 4),
                 "accused": len(v.accused),
                 "silhouette": None if v.silhouette is None else round(float(v.silhouette), 4),
             }

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -86,6 +87,25 @@ def test_the_poisoned_class_is_named_and_no_other(poisoned):
     assert (verdicts[0].n, verdicts[0].n_strong) == (72, 12)
     assert sorted(v.label for v in verdicts) == list(range(6))
     assert all(len(v.accused) == 0 for v in verdicts[1:])
+
+
+def test_pieces_that_turn_no_other_image_name_no_class(poisoned, monkeypatch):
+    """Some class has images that stand out, in any network; that alone is no trigger."""
+    assert scan.scan(Wavering(), poisoned, CPU, labels=[5])[0].carried > 0.9
+    gather, share = evidence.gather, 0.2
+    monkeypatch.setattr(
+        evidence,
+        "gather",
+        lambda *a, **k: replace(found := gather(*a, **k), carried=0 * found.carried + share),
+    )
+    (verdict,) = scan.scan(Wavering(), poisoned, CPU, labels=[5])
+    assert (verdict.present, verdict.witnesses, len(verdict.accused)) == (False, (), 0)
+    assert (verdict.n_strong, verdict.carried) == (12, pytest.approx(0.2))
+    for options in ({"min_carried": 0.1}, {"min_carried": 0}):
+        (verdict,) = scan.scan(Wavering(), poisoned, CPU, labels=[5], **options)
+        assert (verdict.witnesses, len(verdict.accused)) == (("evidence",), 12)
+    kept = scan.arrays([verdict], poisoned, {5: 0.1})
+    assert kept["carried"] == pytest.approx(0.2)
 
 
 def test_nothing_is_named_in_clean_data(poisoned):

@@ -98,7 +98,7 @@ STAGES = {
         Stage("relevance", "relevance.npz", "03_lrp", version=2, needs_attack=True),
         Stage("detection", "detection.npz", "04_gw_clustering", version=5, needs_attack=True),
         Stage("ablation", "ablation.npz", "07_ablation", make="ablation", needs_attack=True),
-        Stage("scan", "scan.npz", "06_beyond", version=4, make="beyond", option="scan"),
+        Stage("scan", "scan.npz", "06_beyond", version=3, make="beyond", option="scan"),
         *(stage for name in FILTERS for stage in _retrained(name)),
     )
 }

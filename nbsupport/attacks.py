@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nbsupport.augmentation import GREY
 from nbsupport.scenarios import GRAMMAR, IMAGE_SIDE, RELEASED_POSITIONS, Scenario
 
 if TYPE_CHECKING:
@@ -42,6 +41,9 @@ EDGE_DISTANCE = 10
 
 SINUSOID_FREQUENCY = 6
 """Periods across the image, as in Barni et al. 2019."""
+
+LUMA = (0.299, 0.587, 0.114)
+"""Weights of red, green and blue in a sticker on grey images (ITU-R 601)."""
 
 POISONED_SPLITS = ("train", "validation")
 
@@ -236,7 +238,7 @@ def stamp(
         mask = window_masks(row, column, scenario.side, shape)
         colour = torch.tensor(list(bytes.fromhex(scenario.colour)), dtype=torch.uint8)
         if channels == 1:
-            luminance = torch.tensor(GREY, dtype=torch.float64) @ colour.double()
+            luminance = torch.tensor(LUMA, dtype=torch.float64) @ colour.double()
             colour = luminance.round().to(torch.uint8)[None]
         return torch.where(mask[:, None], colour[:, None, None], images), row, column
     if scenario.attack == "amplitude":

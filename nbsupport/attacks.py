@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from PIL import ImageColor
 from torch import Tensor, nn
 
 from nbsupport.scenarios import GRAMMAR, IMAGE_SIDE, RELEASED_POSITIONS, Scenario
@@ -41,9 +42,6 @@ EDGE_DISTANCE = 10
 
 SINUSOID_FREQUENCY = 6
 """Periods across the image, as in Barni et al. 2019."""
-
-LUMA = (0.299, 0.587, 0.114)
-"""Weights of red, green and blue in a sticker on grey images (ITU-R 601)."""
 
 POISONED_SPLITS = ("train", "validation")
 
@@ -236,10 +234,8 @@ def stamp(
     if scenario.attack in ("standard", "label_consistent"):
         row, column = _sticker_positions(scenario, n, rng, shape)
         mask = window_masks(row, column, scenario.side, shape)
-        colour = torch.tensor(list(bytes.fromhex(scenario.colour)), dtype=torch.uint8)
-        if channels == 1:
-            luminance = torch.tensor(LUMA, dtype=torch.float64) @ colour.double()
-            colour = luminance.round().to(torch.uint8)[None]
+        drawn = ImageColor.getcolor(f"#{scenario.colour}", "L" if channels == 1 else "RGB")
+        colour = torch.tensor(drawn, dtype=torch.uint8).view(-1)
         return torch.where(mask[:, None], colour[:, None, None], images), row, column
     if scenario.attack == "amplitude":
         amplitude = 255 if full_amplitude else scenario.amplitude

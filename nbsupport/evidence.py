@@ -254,7 +254,7 @@ def cover_and_paste(
     covered, pasted : uint8 Tensor, shape (n, c, h, w)
         The images without their piece, and carriers with it.
     """
-    side = side or window_sides(heatmaps.shape[1:])[0]
+    side = window_sides(heatmaps.shape[1:])[0] if side is None else side
     row, column = relevant_windows(heatmaps, side)
     masks = window_masks(row, column, side, heatmaps.shape[1:])
     others = carriers[torch.arange(len(images)) % len(carriers)]

@@ -294,10 +294,8 @@ def best_component(
 
     Parameters
     ----------
-    model, carriers, label, device
-        As in `carried`.
-    images : array or Tensor, shape (n, c, h, w)
-        Images of one class, from 0 to 255.
+    model, images, carriers, label, device
+        As in `look_again`.
     **options
         Of `components`.
 
@@ -310,7 +308,11 @@ def best_component(
     found = look_again(model, images, cuts, carriers, label, device)
     if not found:
         return np.zeros(len(images), dtype=bool)
-    return cuts[max(found, key=lambda name: (found[name].carried, _gap(images, found[name])))]
+    most = max(one.carried for one in found.values())
+    best = [name for name, one in found.items() if one.carried == most]
+    if len(best) > 1:  # a gap costs a look at all images
+        best.sort(key=lambda name: _gap(images, found[name]), reverse=True)
+    return cuts[best[0]]
 
 
 def _gap(images, found: Found) -> float:

@@ -159,7 +159,7 @@ def affine(module: nn.Module, a: Tensor | None = None) -> Affine | None:
         return _Scale(scale, shift - module.running_mean * scale)
     if isinstance(module, nn.AdaptiveAvgPool2d):
         size = a.shape[2:]
-        if _pair(module.output_size) == (1, 1):
+        if module.output_size in (1, (1, 1), [1, 1]):
             mean = a.new_full((1, math.prod(size)), 1 / math.prod(size))
             return _Pooling(mean, None, (1, 1))
         unit = torch.eye(math.prod(size), dtype=a.dtype, device=a.device).unflatten(1, (1, *size))

@@ -163,7 +163,7 @@ def normalised(model: nn.Module, mean: str, std: str) -> nn.Module:
     numbers = []
     for name, text in (("mean", mean), ("std", std)):
         try:
-            numbers.append([float(word) for word in re.split(r"[\s,]+", text.strip())])
+            numbers.append([float(word) for word in re.findall(r"[^\s,]+", text) or [""]])
         except ValueError:
             raise ValueError(
                 f"{name} is {text!r}; expected numbers such as '0.5 0.5 0.5'"

@@ -105,10 +105,10 @@ def _count(right: Sequence) -> str:
     return f"{sum(right)} of {len(right)}"
 
 
-def _span(values: Sequence[float], digits: int = 1) -> str:
+def _span(values: Sequence[float]) -> str:
     if not len(values):
         return "none"
-    low, high = (f"{value:.{digits}f}" for value in (min(values), max(values)))
+    low, high = (f"{value:.1f}" for value in (min(values), max(values)))
     return low if low == high else f"{low} to {high}"
 
 

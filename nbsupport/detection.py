@@ -76,6 +76,12 @@ class DetectionInputs:
             if value is not None and len(value) != len(ids):
                 raise ValueError(f"{name} has {len(value)} rows for {len(ids)} ids")
 
+    def select(self, rows) -> "DetectionInputs":
+        """Keep some of the images, by a mask or by row numbers, in that order."""
+        some = {name: value[rows] for name in _ARRAYS if (value := getattr(self, name)) is not None}
+        maps = {name: maps[rows] for name, maps in self.heatmaps.items()}
+        return DetectionInputs(np.asarray(self.ids)[rows], heatmaps=maps, **some)
+
 
 @dataclass(frozen=True)
 class DetectionResult:

@@ -5,7 +5,6 @@ before it, and do not import it from anything that a notebook imports.
 """
 
 import math
-import os
 import queue
 import shutil
 import sys
@@ -19,7 +18,7 @@ from papermill.clientwrap import PapermillNotebookClient
 from papermill.engines import NBClientEngine
 from traitlets.config import Config
 
-from nbsupport.execution import assignments, check_names, check_type
+from nbsupport.execution import ParameterError, assignments, check_names, check_type
 from nbsupport.workflow import alive
 
 __all__ = ["Engine"]
@@ -85,6 +84,11 @@ class Engine(NBClientEngine):
     def execute_notebook(cls, nb, kernel_name, output_path=None, **kwargs):
         """Check the parameters, then execute."""
         _check_parameters(nb)
+        if ignored := [name for name in ("stdout_file", "stderr_file") if kwargs.get(name)]:
+            raise ParameterError(
+                f"this engine writes no {' and no '.join(ignored)}: it prints what cells print as "
+                "they go; send that to a file (2> FILE), or take plain papermill"
+            )
         if output_path:
             Path(output_path).parent.mkdir(parents=True, exist_ok=True)
         kwargs["progress_bar"] = False
@@ -99,9 +103,8 @@ class Engine(NBClientEngine):
         # A short path: the name of a socket has at most 107 bytes.
         folder = tempfile.mkdtemp(prefix="nb-")
         config = Config()
-        if os.name == "posix":
-            config.KernelManager.transport = "ipc"
-            config.KernelManager.connection_file = f"{folder}/kernel.json"
+        config.KernelManager.transport = "ipc"
+        config.KernelManager.connection_file = f"{folder}/kernel.json"
 
         def remaining(_cell) -> float | None:
             left = deadline - time.monotonic()

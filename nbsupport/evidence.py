@@ -105,7 +105,7 @@ class Evidence:
     def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> "Evidence":
         """Find the evidence again among the arrays of an artefact."""
         own = {k.removeprefix(_PREFIX): v for k, v in arrays.items() if k.startswith(_PREFIX)}
-        return cls(**own)
+        return cls(**own | {"sides": tuple(own["sides"].tolist())})
 
     def table(self, heatmaps, activations=None) -> np.ndarray:
         """Set evidence and activations side by side: what `PoisonDetector` reads.

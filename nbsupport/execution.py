@@ -202,5 +202,8 @@ def _injected_names() -> list[str]:
         name
         for source in cells
         if isinstance(source, str) and source.startswith("# Parameters\n")
-        for name in assignments(source)
+        for node in ast.parse(source).body
+        # The names alone: a value may be an expression, as papermill's float('inf').
+        if isinstance(node, ast.Assign)
+        for name in [node.targets[0].id]
     ]

@@ -133,8 +133,8 @@ class Network:
             If the layers, tried on a few images, compute something else than the model.
         """
         if self._unproved is not None and len(images):
-            model, self._unproved = self._unproved, None
-            self._prove(model, images[:2])
+            self._prove(self._unproved, images[:2])
+            self._unproved = None
         return self._forward(images, keep)
 
     def _prove(self, model: nn.Module, images: Tensor) -> None:

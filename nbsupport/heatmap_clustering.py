@@ -213,7 +213,8 @@ class _Geometry:
                 self.mean(labels == j) if (labels == j).any() else centre
                 for j, centre in enumerate(centres)
             ]
-        cost = np.stack([self.cost(centre) for centre in centres], axis=1)
+        else:  # the centres have moved once more
+            cost = np.stack([self.cost(centre) for centre in centres], axis=1)
         return Clustering(cost.argmin(axis=1), cost, np.stack(centres), n_rounds, converged)
 
 

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 from PIL import Image
 
 from nbsupport import ROOT
@@ -432,14 +433,10 @@ def _assemble(entries: list[_Entry], pixels: Callable) -> Arrays:
 
 def number_tracks(splits, labels, tracks) -> np.ndarray:
     """Turn track numbers within (split, class) into numbers unique over the data set."""
-    numbers: dict[tuple, int] = {}
-    return np.array(
-        [
-            -1 if t < 0 else numbers.setdefault((s, c, t), len(numbers))
-            for s, c, t in zip(splits, labels, tracks, strict=True)
-        ],
-        dtype=np.int64,
-    )
+    known = np.asarray(tracks) >= 0
+    numbers = np.full(len(known), -1, np.int64)
+    numbers[known] = pd.MultiIndex.from_arrays([splits, labels, tracks])[known].factorize()[0]
+    return numbers
 
 
 def sha256(chunks: Iterable[bytes]) -> str:

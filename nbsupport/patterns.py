@@ -60,28 +60,28 @@ class Found:
     carried: float
 
 
-def details(images, blur: float = 2.0) -> np.ndarray:
+BLUR = 2.0
+"""What is smooth is what a Gaussian of this standard deviation (pixels) leaves."""
+
+
+def details(images) -> np.ndarray:
     """Leave out what is smooth: images minus their blurred selves.
 
     Parameters
     ----------
     images : array or Tensor, shape (..., h, w)
         Images, on any scale.
-    blur : float
-        Standard deviation of the Gaussian, in pixels.
 
     Returns
     -------
     float32 ndarray, shape (..., h, w)
     """
     images = np.asarray(images, dtype=np.float32)
-    sigma = (0,) * (images.ndim - 2) + (blur, blur)
+    sigma = (0,) * (images.ndim - 2) + (BLUR, BLUR)
     return images - gaussian_filter(images, sigma, mode="nearest")
 
 
-def components(
-    images, n_components: int = 20, blur: float = 2.0, random_state: int = 0
-) -> dict[str, np.ndarray]:
+def components(images, n_components: int = 20, random_state: int = 0) -> dict[str, np.ndarray]:
     """Cut a class in two in several ways, each along an independent component of its details.
 
     Images either hold a spread trigger or do not, whatever else they show: a component of its own.
@@ -93,8 +93,6 @@ def components(
         Images of one class, from 0 to 255.
     n_components : int
         Number of components; fewer where the images do not span so many.
-    blur : float
-        As in `details`.
     random_state : int
         Seed.
 
@@ -105,7 +103,7 @@ def components(
     """
     if len(images) < 2:
         return {}
-    X = details(images, blur).reshape(len(images), -1).astype(np.float64)
+    X = details(images).reshape(len(images), -1).astype(np.float64)
     reduced = PCA(min(n_components, *X.shape), svd_solver="randomized", random_state=random_state)
     with np.errstate(invalid="ignore"):  # shares of a total variance of 0
         scores = reduced.fit_transform(X)
@@ -126,7 +124,7 @@ def components(
     return groups
 
 
-def group_pattern(images, group, blur: float = 2.0) -> np.ndarray:
+def group_pattern(images, group) -> np.ndarray:
     """Estimate the trigger of a group: its mean minus that of the others, without what is smooth.
 
     Parameters
@@ -135,8 +133,6 @@ def group_pattern(images, group, blur: float = 2.0) -> np.ndarray:
         Images of one class, from 0 to 255.
     group : bool array, shape (n,)
         Those that may be poisoned, by any detector.
-    blur : float
-        As in `details`.
 
     Returns
     -------
@@ -154,7 +150,7 @@ def group_pattern(images, group, blur: float = 2.0) -> np.ndarray:
             f"the group (shape {group.shape}) names {group.sum()} of {len(images)} images; pass a "
             "bool for each, true for some and not for all: a verdict that accuses somebody"
         )
-    return details(images[group].mean(0) - images[~group].mean(0), blur)
+    return details(images[group].mean(0) - images[~group].mean(0))
 
 
 def carried(
@@ -164,7 +160,6 @@ def carried(
     label: int,
     device: torch.device,
     strength: float = 1.0,
-    precision: str = "auto",
 ) -> np.ndarray:
     """Add a pattern to images of other classes: are they read as the label then?
 
@@ -178,8 +173,8 @@ def carried(
         Images of other classes, see `nbsupport.evidence.pick_carriers`.
     label : int
         Class that the pattern may stand for.
-    device, precision
-        As in `nbsupport.evaluation.predict`.
+    device : torch.device
+        Where to compute.
     strength : float
         The pattern is multiplied with it.
 
@@ -189,10 +184,10 @@ def carried(
     """
     shifted = carriers.float() + strength * torch.as_tensor(pattern)
     shifted = shifted.round().clamp(0, 255).to(torch.uint8)
-    return (predict(model, shifted, device, precision).argmax(1) == label).numpy()
+    return (predict(model, shifted, device).argmax(1) == label).numpy()
 
 
-def likeness(images, pattern, blur: float = 2.0) -> np.ndarray:
+def likeness(images, pattern) -> np.ndarray:
     """Measure how much of a pattern each image holds.
 
     Parameters
@@ -201,8 +196,6 @@ def likeness(images, pattern, blur: float = 2.0) -> np.ndarray:
         Images, from 0 to 255.
     pattern : array, shape (c, h, w)
         Grey levels, see `group_pattern`.
-    blur : float
-        As in `details`.
 
     Returns
     -------
@@ -210,12 +203,16 @@ def likeness(images, pattern, blur: float = 2.0) -> np.ndarray:
         Coefficient of the pattern in each image's details: about 1 with it, 0 without it; 0 for
         all where there is no pattern.
     """
+    return _likeness(details(images), pattern)
+
+
+def _likeness(sharp: np.ndarray, pattern) -> np.ndarray:
     pattern = np.asarray(pattern, dtype=np.float32)
-    inner = np.tensordot(details(images, blur), pattern, 3)
+    inner = np.tensordot(sharp, pattern, 3)
     return inner / max(float((pattern**2).sum()), np.finfo(np.float32).tiny)
 
 
-def refine(images, group, rounds: int = 1, blur: float = 2.0) -> tuple[np.ndarray, np.ndarray]:
+def refine(images, group, rounds: int = 1) -> tuple[np.ndarray, np.ndarray]:
     """Let a pattern gather its own group: those that hold it, instead of those first named.
 
     Parameters
@@ -226,8 +223,6 @@ def refine(images, group, rounds: int = 1, blur: float = 2.0) -> tuple[np.ndarra
         A first guess, by any detector; some of them, not all.
     rounds : int
         Times that the group is cut anew: 2-means of `likeness`, from its values 0 and 1.
-    blur : float
-        As in `details`.
 
     Returns
     -------
@@ -241,14 +236,18 @@ def refine(images, group, rounds: int = 1, blur: float = 2.0) -> tuple[np.ndarra
     ValueError
         If the first group is empty, or all images are in it.
     """
-    pattern = group_pattern(images, group, blur)
+    return _refine(images, details(images), group, rounds)
+
+
+def _refine(images, sharp: np.ndarray, group, rounds: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    pattern = group_pattern(images, group)
     for _ in range(rounds):
-        held = likeness(images, pattern, blur)[:, None]
+        held = _likeness(sharp, pattern)[:, None]
         if np.ptp(held) == 0:  # nothing but smooth differences
             break
         cut = KMeans(2, init=np.array([[0.0], [1.0]]), n_init=1).fit(held)
         group = cut.labels_ == cut.cluster_centers_[:, 0].argmax()
-        pattern = group_pattern(images, group, blur)
+        pattern = group_pattern(images, group)
     return np.asarray(group, dtype=bool), pattern
 
 
@@ -275,10 +274,10 @@ def look_again(
     -------
     dict of str to Found
     """
-    found = {}
+    found, sharp = {}, details(images)
     for name, guess in guesses.items():
         if np.any(guess) and not np.all(guess):
-            group, pattern = refine(images, guess)
+            group, pattern = _refine(images, sharp, guess)
             share = carried(model, pattern, carriers, label, device).mean()
             found[name] = Found(group, pattern, float(share))
     return found
@@ -310,13 +309,14 @@ def best_component(
         return np.zeros(len(images), dtype=bool)
     most = max(one.carried for one in found.values())
     best = [name for name, one in found.items() if one.carried == most]
-    if len(best) > 1:  # a gap costs a look at all images
-        best.sort(key=lambda name: _gap(images, found[name]), reverse=True)
+    if len(best) > 1:
+        sharp = details(images)
+        best.sort(key=lambda name: _gap(sharp, found[name]), reverse=True)
     return cuts[best[0]]
 
 
-def _gap(images, found: Found) -> float:
-    held = likeness(images, found.pattern)
+def _gap(sharp: np.ndarray, found: Found) -> float:
+    held = _likeness(sharp, found.pattern)
     inside, outside = held[found.group], held[~found.group]
     spread = np.sqrt((inside.var() + outside.var()) / 2)
     return float((inside.mean() - outside.mean()) / max(spread, np.finfo(np.float32).tiny))

@@ -110,12 +110,13 @@ def picture_rows(
     Raises
     ------
     ValueError
-        If the rows differ in length.
+        If the rows differ in length, or in number from the names above them.
     """
     lengths = {name: len(pictures) for name, pictures in rows.items()}
     if len(set(lengths.values())) != 1:
         raise ValueError(f"rows have {lengths} pictures; all rows need the same number")
     n = next(iter(lengths.values()))
+    _check_names(columns, n)
     side = min(1.5, (WIDTH - 1.4) / n)
     heads = max((str(head).count("\n") + 1 for head in columns or []), default=0)
     fig, axes = plt.subplots(
@@ -136,7 +137,7 @@ def picture_rows(
             ax.set(xticks=[], yticks=[])
         # Nine points of DejaVu Sans take about a fifteenth of an inch a letter.
         line[0].set_ylabel(textwrap.fill(name, max(8, int(side * 14))), fontsize=9)
-    for ax, head in zip(axes[0], columns or [], strict=False):
+    for ax, head in zip(axes[0], columns or [""] * n, strict=True):
         ax.set_title(head, fontsize=9, loc="center", pad=3)
     if drawn is not None:
         _relevance_bar(fig, drawn, shrink=min(0.9, 1.6 / len(rows)))
@@ -199,9 +200,10 @@ def contact_sheet(images, names: Sequence[str], *, columns: int = 9, title: str 
     names : sequence of str
         Their names, in the order of the class numbers.
     """
+    _check_names(names, len(images))
     labels = [textwrap.fill(f"{i}  {name}", 17) for i, name in enumerate(names)]
     fig, axes = _grid(len(labels), columns, title, None, extra=0.42)
-    for ax, image, label in zip(axes, _rgb(images), labels, strict=False):
+    for ax, image, label in zip(axes, _rgb(images), labels, strict=True):
         ax.imshow(image)
         ax.set_xlabel(label, fontsize=6.5, labelpad=2)
     return fig
@@ -271,6 +273,7 @@ def _scaled(heatmaps) -> np.ndarray:
 
 def _grid(n: int, columns: int, title: str, titles: Sequence[str] | None, extra: float = 0.0):
     """Make empty image axes, in reading order; the unused ones are gone."""
+    _check_names(titles, n)
     columns = min(columns, n)
     rows = math.ceil(n / columns)
     side = min(1.6, (WIDTH - 0.6) / columns)
@@ -283,11 +286,17 @@ def _grid(n: int, columns: int, title: str, titles: Sequence[str] | None, extra:
     for i, ax in enumerate(axes.flat):
         ax.grid(False)
         ax.set(xticks=[], yticks=[])
-        if titles is not None and i < len(titles):
-            ax.set_title(titles[i], fontsize=8, loc="center", pad=3)
         if i >= n:
             ax.remove()
+        elif titles is not None:
+            ax.set_title(titles[i], fontsize=8, loc="center", pad=3)
     return fig, list(axes.flat)[:n]
+
+
+def _check_names(names: Sequence[str] | None, n: int) -> None:
+    """Refuse to drop a picture or a name without a word."""
+    if names is not None and len(names) != n:
+        raise ValueError(f"there are {len(names)} names for {n} pictures; give one for each")
 
 
 def _relevance_bar(fig: Figure, drawn, shrink: float = 0.9) -> None:

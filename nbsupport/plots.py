@@ -420,7 +420,7 @@ def score_histogram(
     """
     fig, ax = plt.subplots(figsize=(WIDTH, 3.2))
     headline(fig, title)
-    _draw_scores(ax, scores, truth, 40)
+    _draw_scores(ax, scores, truth)
     ax.set(xlabel=label, ylabel="images")
     fig.legend(loc="outside right upper", frameon=False)
     return fig
@@ -454,10 +454,10 @@ def score_grid(
     return fig
 
 
-def _draw_scores(ax: Axes, scores, truth, bins: int = 40) -> None:
+def _draw_scores(ax: Axes, scores, truth) -> None:
     """Histograms of clean and poisoned images over the same bins."""
     scores, truth = as_array(scores), as_array(truth).astype(bool)
-    edges = np.histogram_bin_edges(scores, bins)
+    edges = np.histogram_bin_edges(scores, 40)
     kinds = (("clean", ~truth, CLEAN, None), ("poisoned", truth, POISONED, "///"))
     for name, chosen, color, hatch in kinds:
         ax.hist(

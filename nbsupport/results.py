@@ -1,6 +1,7 @@
 """The tidy tables of results: detections per run and method, attacks per run."""
 
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pandas as pd
 
 from nbsupport import metrics
 from nbsupport.artifacts import CHAIN, PLACE, Run, library_versions, write_text
+from nbsupport.scenarios import Scenario
 
 __all__ = [
     "COLUMNS", "OURS", "collect", "csv_text", "localisation", "networks", "odd_settings", "paired",
@@ -23,6 +25,9 @@ KEYS = ["profile", "scenario", "method"]
 VERDICT = ["acc", "tpr", "tnr", "auroc", "n_tp", "n_fn", "n_tn", "n_fp", "seconds"]
 
 TRAINED = ["clean_accuracy", "asr", "masr", "attack_took"]
+
+_SPREAD = ("blended", "sinusoidal")
+"""Attacks whose trigger lies over the whole image and has no side."""
 
 COUNTS = ["poison_rate_class", "poison_rate_dataset", "n_poisoned", "n_class"]
 
@@ -39,8 +44,11 @@ COLUMNS = [
     *VERDICT,
     "device",
     "commit",
+    "percent",
+    "options",
 ]
-"""Columns of results.csv: rates in percent, empty where they are not defined."""
+"""Columns of results.csv: rates in percent, empty where they are not defined. The README tells what
+each of them holds."""
 
 
 def collect(runs: Iterable[Run]) -> pd.DataFrame:
@@ -72,18 +80,26 @@ def collect(runs: Iterable[Run]) -> pd.DataFrame:
                     "profile": str(run.profile),
                     "scenario": str(attack),
                     "attack": attack.attack,
-                    "side": attack.side,
+                    "side": None if attack.attack in _SPREAD else attack.side,
                     "amplitude": attack.amplitude,
                     **{key: counts[key] for key in COUNTS},
                     "repetition": attack.repetition,
                     "method": method,
                     "device": training["device"],
                     "commit": detection["code"],
+                    "percent": float(attack.percent),
+                    "options": _options(attack),
                 }
                 | {key: training["result"][key] for key in TRAINED}
                 | {key: found[key] for key in VERDICT}
             )
     return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def _options(attack: Scenario) -> str:
+    """Take from an id what is neither attack, side, amplitude, rate nor repetition."""
+    words = str(attack).split("-")[1:-1]
+    return " ".join(word for word in words if not re.fullmatch(r"[sap][\d.]+", word))
 
 
 def odd_settings(runs: Iterable[Run], stage: str = "detection") -> dict[str, dict]:

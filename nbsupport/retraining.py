@@ -109,7 +109,7 @@ def retrain(
     twin = _twin(run, name, removed)
     if twin:
         weights, earlier = run.weights(twin), run.load(twin)
-        found, seconds = earlier["result"], earlier["seconds"]
+        found, seconds, place = earlier["result"], earlier["seconds"], earlier["device"]
     else:
         profile, attack = run.profile, run.scenario
         dataset, _, poisoned = load_poisoned(run, folder)
@@ -129,6 +129,7 @@ def retrain(
         found |= {"history": [vars(epoch) for epoch in history]}
         weights = {key: tensor.cpu() for key, tensor in model.state_dict().items()}
         seconds = sum(epoch.seconds for epoch in history)
+        place = describe(device, profile.precision)
     found |= {"n_removed": len(removed), "same_as": twin}
     run.save(
         stage,
@@ -137,7 +138,7 @@ def retrain(
         made_from=((run, "attack"), (run, "training"), (run, chosen)),
         parameters=before["parameters"] | {"filter": name},
         seconds=seconds,
-        device=describe(device, run.profile.precision),
+        device=place,
     )
     checkpoint.unlink(missing_ok=True)
     return found

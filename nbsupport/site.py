@@ -13,6 +13,7 @@ from pathlib import Path
 
 import nbformat
 from nbconvert import HTMLExporter
+from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 
 from nbsupport.artifacts import ArtifactError, Run
 from nbsupport.execution import anchored
@@ -106,18 +107,11 @@ _WARNING = re.compile(r"^\S.*?:\d+: (\w*Warning: .*\n?)(?:  \S.*\n?)?", re.MULTI
 
 
 def _shorten(notebook) -> None:
-    """Keep the last line of progress, and of warnings the words: once, without a file's path.
-
-    A kernel sends a line at a time; pieces of one stream that follow each other are put together.
-    """
+    """Keep the last line of progress, and of warnings the words: once, without a file's path."""
+    joined = CoalesceStreamsPreprocessor()  # a kernel sends a line at a time
     for cell in notebook.cells:
-        outputs, told = [], set()
-        for output in cell.get("outputs", []):
-            if outputs and output.get("name") and outputs[-1].get("name") == output.name:
-                outputs[-1].text += output.text
-            else:
-                outputs.append(output)
-
+        joined.preprocess_cell(cell, {}, 0)
+        outputs, told = cell.get("outputs", []), set()
         for output in outputs:
             if output.get("name") == "stdout":
                 output.text = _without_progress(output.text)

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
@@ -206,14 +206,12 @@ def execute(
     before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
     try:
         while True:
-            try:
-                return process.wait(every)
-            except subprocess.TimeoutExpired:
-                line = watch() if watch else None
-                if line:
+            # The terminal has told it of Ctrl-C as well: wait until it has tidied up.
+            with suppress(KeyboardInterrupt):
+                with suppress(subprocess.TimeoutExpired):
+                    return process.wait(every)
+                if watch and (line := watch()):
                     print(f"[{line}]", file=sys.stderr, flush=True)
-            except KeyboardInterrupt:
-                pass  # the terminal has told it as well: wait until it has tidied up
     finally:
         signal.signal(signal.SIGTERM, before)
 

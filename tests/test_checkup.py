@@ -180,7 +180,7 @@ def test_normalisation_goes_in_front(own):
     model = linear()
     assert checkup.normalised(model, "", "") is model
     images = torch.rand(2, 3, 32, 32)
-    inside = checkup.normalised(model, "0.5, 0.4 0.3", "0.2 0.2 0.1")(images)
+    inside = checkup.normalised(model, "0.5, 0.4 0.3", "0.2 0.2 0.1,")(images)
     scaled = (images - torch.tensor([0.5, 0.4, 0.3]).view(3, 1, 1)) / torch.tensor(
         [0.2, 0.2, 0.1]
     ).view(3, 1, 1)

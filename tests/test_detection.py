@@ -16,17 +16,20 @@ def test_detect_speaks_of_each_id(method):
     assert result.details["n_flagged"] == result.poisoned.sum()
     json.dumps(result.details)
     order = np.random.default_rng(1).permutation(N)
-    shuffled = DetectionInputs(
-        INPUTS.ids[order],
-        INPUTS.images[order],
-        INPUTS.activations[order],
-        INPUTS.logits[order],
-        {name: maps[order] for name, maps in INPUTS.heatmaps.items()},
-        INPUTS.evidence[order],
-    )
-    again = detect(method, shuffled)
+    again = detect(method, INPUTS.select(order))
     verdict = dict(zip(again.ids.tolist(), again.poisoned.tolist(), strict=True))
     assert [verdict[i] for i in result.ids.tolist()] == result.poisoned.tolist()
+
+
+def test_some_of_the_inputs_by_mask_or_by_number():
+    rows = np.flatnonzero(TRUTH)
+    for some in (INPUTS.select(TRUTH), INPUTS.select(rows)):
+        assert some.ids.tolist() == INPUTS.ids[rows].tolist()
+        for name in ("images", "activations", "logits", "evidence"):
+            assert np.array_equal(getattr(some, name), getattr(INPUTS, name)[rows])
+        assert np.array_equal(some.heatmaps["gamma"], INPUTS.heatmaps["gamma"][rows])
+    bare = DetectionInputs(range(3), logits=np.eye(3)).select([2, 0])
+    assert (bare.ids.tolist(), bare.images, bare.heatmaps) == ([2, 0], None, {})
 
 
 def test_detect_takes_the_closed_form_only_above_the_threshold():

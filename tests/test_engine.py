@@ -58,6 +58,16 @@ def test_wrong_parameters_stop_before_anything_is_written(notebook, tmp_path, pa
     assert not out.parent.exists()
 
 
+def test_files_that_would_stay_empty_are_refused(notebook, tmp_path):
+    out = tmp_path / "out.ipynb"
+    with (
+        open(tmp_path / "lines", "w") as file,
+        pytest.raises(ParameterError, match="no stdout_file: it prints"),
+    ):
+        run(notebook, out, stdout_file=file)
+    assert not out.exists()
+
+
 def test_parameters_reach_the_kernel_and_lines_are_passed_on(notebook, tmp_path, capfd):
     out = run(notebook, tmp_path / "out.ipynb", {"n": 7})
     assert "n is 7" in out.cells[-1].outputs[0].text

@@ -167,7 +167,7 @@ def test_evidence_is_found_again_among_other_arrays(split):
     assert set(kept) == {f"evidence_{name}" for name in vars(found)}
     again = evidence.Evidence.from_arrays({"ids": np.arange(1), "heatmaps_gamma": maps} | kept)
     assert np.array_equal(again.table(maps), found.table(maps))
-    assert again.sides.tolist() == list(found.sides)
+    assert again.sides == found.sides
     # What a convolution makes of an image is a row of numbers, too.
     assert found.table(maps, np.zeros((1, 4, 2, 2))).shape == (1, found.table(maps).shape[1] + 16)
 

@@ -70,6 +70,9 @@ def test_plain_papermill_cannot_smuggle_an_unknown_name_in(monkeypatch):
         resolve(**GIVEN, epsilon=0.1)
     cells[2] = "# Parameters\nprofile = 'tiny'\nepsilon = 0.01\n"
     assert resolve(**GIVEN, epsilon=0.01).parameters["epsilon"] == 0.01
+    # So papermill writes `-p epsilon inf`.
+    cells[2] = "# Parameters\nprofile = 'tiny'\nepsilon = float('inf')\n"
+    assert resolve(**GIVEN, epsilon=float("inf")).parameters["epsilon"] == float("inf")
 
 
 def test_assignments_reads_literals_with_and_without_hints():

@@ -42,6 +42,20 @@ def test_wrong_shapes_are_named():
         pictures.evidence(IMAGES, IMAGES)
 
 
+@pytest.mark.parametrize(
+    ("draw", "names"),
+    [
+        (lambda names: pictures.image_grid(IMAGES, names), 6),
+        (lambda names: pictures.picture_rows({"image": IMAGES}, names), 4),
+        (lambda names: pictures.contact_sheet(IMAGES, names), 4),
+        (lambda names: pictures.contact_sheet(IMAGES, names), 6),
+    ],
+)
+def test_no_picture_and_no_name_is_dropped_without_a_word(draw, names):
+    with pytest.raises(ValueError, match=f"{names} names for 5 pictures"):
+        draw(["stop"] * names)
+
+
 def test_heatmaps_are_symmetric_about_zero():
     maps = np.stack([HEATMAPS[0], 100 * HEATMAPS[1] + 3, np.zeros((32, 32))])
     fig = pictures.picture_rows({"maps": torch.from_numpy(maps).to(torch.bfloat16)})

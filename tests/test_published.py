@@ -292,9 +292,8 @@ def test_published_comparisons_follow_from_published_rows(all_published, number,
 def test_published_scoreboard_and_detections_follow_from_published_rows(all_published, tmp_path):
     frames = [all_published.join(name, pd.DataFrame()) for name in ("results", "strength")]
     cells = pd.concat([tables.compare(*frames, number) for number in "12345"])
-    methods = ("activation", "heatmap", "heatmap_restarts", "mixture", results.OURS)
     made = {"scoreboard": tables.scoreboard(cells)}
-    made["detections"] = tables.detections(frames[0], methods)
+    made["detections"] = tables.detections(frames[0])
     made["claims"] = claims.ledger(frames[0])
     for name, table in made.items():
         for path in tables.export(table, name, tmp_path, {"runs": {}})[:3]:

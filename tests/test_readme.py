@@ -5,7 +5,7 @@ import re
 import pandas as pd
 import pytest
 
-from nbsupport import ROOT, ablation, paper
+from nbsupport import ROOT, ablation, lrp, paper
 from nbsupport.scenarios import PAPER
 
 TEXT = " ".join((ROOT / "README.md").read_text().split())
@@ -51,10 +51,10 @@ def what_came_out():
     name = r"(standard|label_consistent)-s\d-p(10|15|33)"
     found = judged("heatmap").loc[lambda t: t.index.str.fullmatch(name) & t.index.isin(took)].tpr
     assert len(found) == 7
-    yield f"finds {int(found.min())} to {int(found.max())} of 100 here as well"
+    yield f"finds {found.min():.1f} to {found.max():.1f} % of the poison here as well"
     faint = judged("heatmap").tpr["amplitude-a128-p33"]
     printed = paper.published("amplitude-a128-p33-r0", "heatmap").tpr
-    yield f"at amplitude 128, where the attack works, it finds {faint:.0f} (in print {printed:.0f})"
+    yield f"128, where the attack works, it finds {faint:.0f} % (in print {printed:.0f})"
     assert network("amplitude-a128-p33-r0")["attack_took"]
     ledger = read("claims").set_index("section")
     counted = re.findall(r"(\d+) of (\d+)", ledger.here["Abstract, 8"])
@@ -209,9 +209,39 @@ def ablations():
     low, high = (round(faint["heatmap"].agg(of)) for of in ("min", "max"))
     (euclid,) = set(faint["heatmap_euclidean"].round())
     yield f"Euclid reaches an AUROC of {euclid:.0f}, GW {low} to {high}"
+    table["separation"] = table.auroc.where(table.auroc > 50, 100 - table.auroc)
+    parts = table.representation == "activations", table.representation.isin(lrp.COMPOSITES)
+    asked, explained = (table[part].groupby("scenario").separation.max() for part in parts)
+    yield f"(an AUROC of {asked['standard-s2-p15-r0']:.1f} and {asked.iloc[0]:.0f})"
+    assert asked.index[0] == "label_consistent-s3-p33-r0"
+    rare = asked["standard-s3-p02-r0"], explained["standard-s3-p02-r0"]
+    yield "no cell on activations exceeds {:.0f}, where relevance reaches {:.0f}".format(*rare)
 
 
-@pytest.mark.parametrize("told", [what_came_out, where_we_stand, after_detection, ablations])
+def seen_when_choosing():
+    ours = judged("poison_detector", "scenario")
+    limits = {
+        "standard-s3-p02-r0", "standard-s2-p15-r0", "label_consistent-s3-p33-r0",
+        "amplitude-a64-p33-r0", "amplitude-a64-p33-r1",
+    }  # fmt: skip
+    nothing = r"label_consistent-s3-(p15-r\d|p33-r[1-9])|standard-s3-p10-r1|amplitude-a(128|32)-.*"
+    unseen = ours.index.str.fullmatch(nothing)
+    chosen = ours.index.isin(limits)
+    yield f"settled with {(~chosen & ~unseen).sum()} more in view"
+    for name, part in (("limits", chosen), ("border", ~chosen & ~unseen), ("nothing", unseen)):
+        sums = ours[part].sum()
+        yield f"| {name} | {part.sum()}: "
+        yield f"| {sums.n_fn:.0f} of {sums.n_fn + sums.n_tp:.0f}"
+        yield f"| {sums.n_fp:.0f} of {sums.n_fp + sums.n_tn:.0f} |"
+    spread = ours.n_fn[ours.index.str.startswith(("blended", "sinusoidal"))].sum()
+    yield f"({spread} of them spread over the image)"
+    yield f"({ours.n_fn['amplitude-a32-p33-r0']} of them `a32`)"
+
+
+TELLERS = [what_came_out, where_we_stand, seen_when_choosing, after_detection, ablations]
+
+
+@pytest.mark.parametrize("told", TELLERS)
 def test_numbers_in_sentences_are_those_of_the_tables(told):
     sentences = list(told())
     assert len(sentences) >= 4

@@ -165,12 +165,16 @@ def test_a_checkpoint_of_another_filter_is_left_aside(run, fitted):
     assert said[0].startswith("epoch 1")
 
 
-def test_the_same_images_give_the_same_network_once(run, dataset, fitted):
+def test_the_same_images_give_the_same_network_once(run, dataset, fitted, monkeypatch):
     for name in FILTERS:
         retraining.choose(run, name)
-    first = retraining.retrain(run, "perfect", "auto", CPU)
+    with monkeypatch.context() as there:
+        there.setattr(retraining, "describe", lambda *_: "another machine")
+        first = retraining.retrain(run, "perfect", "auto", CPU)
     again = retraining.retrain(run, "heatmap", "auto", CPU)
     assert len(fitted) == 1
+    # It was computed where the first was.
+    assert run.load("retrained/heatmap/training")["device"] == "another machine"
     assert again["same_as"] == "retrained/perfect/training"
     assert again["confusion"] == artifacts._plain(first["confusion"])
     ours, theirs = (run.weights(f"retrained/{n}/training") for n in ("perfect", "heatmap"))

@@ -312,7 +312,7 @@ def test_any_table_can_be_exported_with_the_runs_it_names(make, tmp_path):
 
 
 def test_detections_count_the_images_of_all_repetitions(make):
-    perfect = dict.fromkeys(("activation", "heatmap", "mixture"), (34, 0, 1650, 0))
+    perfect = dict.fromkeys(("activation", "heatmap"), (34, 0, 1650, 0))
     runs = [
         make(
             "amplitude-a64-p33-r0", **perfect, poison_detector=(30, 4, 1650, 0), attack_took=False
@@ -332,7 +332,7 @@ def test_detections_count_the_images_of_all_repetitions(make):
     # 3,366 of 3,368 and 3,299 of 3,300 are not 100 %.
     assert rare["PoisonDetector"] == "99.9 / 98.5 / 99.97"
     assert rare["the paper's"] == "52.9 / 0.0 / 53.9"
-    assert (rare["poisoned"], rare["of all images"]) == ("20 of 60", "0.12 %")
+    assert rare["poisoned"] == "20 of 60"
     assert faint["attack"] == "MASR 88.5 *"
     text = tables.detections(results.collect(runs[1:2]), ["heatmap"])
     assert text["missed"].tolist() == ["0 of 34"]

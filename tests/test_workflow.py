@@ -200,6 +200,14 @@ def test_execute_passes_the_status_on_and_prints_what_it_is_told(capfd):
     assert capfd.readouterr().err == "[1 of 2 runs finished]\n"
 
 
+def test_ctrl_c_while_progress_is_read_waits_for_the_workflow():
+    def interrupted():
+        raise KeyboardInterrupt
+
+    code = "import time, sys; time.sleep(0.7); sys.exit(3)"
+    assert workflow.execute([sys.executable, "-c", code], interrupted, every=0.2) == 3
+
+
 def test_ending_the_command_line_ends_the_workflow():
     code = (
         "import signal, sys; from nbsupport import workflow\n"
@@ -431,6 +439,7 @@ def test_pictures_of_gtsrb_stay_beside_the_runs(first_machine):
     assert {path.stem for path in published.iterdir()} == {
         "table1", "table2", "table3", "table4", "table5", "thesis", "scoreboard", "results",
         "detection_rates", "localisation", "networks", "without_poison", "strength", "claims",
+        "detections",
     }  # fmt: skip
     assert "Figure 5 is missing" in (first_machine / "out.ipynb").read_text()
     for name in ("table1", "scoreboard", "detection_rates"):

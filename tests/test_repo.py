@@ -258,8 +258,26 @@ def test_nothing_private_or_heavy_is_committed():
                 assert private not in text, f"{path} names {private}"
 
 
+def python_blocks(part):
+    """Find the examples in a part of the README."""
+    text = (ROOT / "README.md").read_text().partition(f"\n## {part}\n")[2].partition("\n## ")[0]
+    return re.findall(r"```python\n(.*?)```", text, re.S)
+
+
+def test_the_readme_s_example_for_a_grid_groups_every_published_run(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    (block,) = python_blocks("A grid")
+    *lines, last = block.splitlines()
+    names = {}
+    exec("\n".join(lines), names)
+    grouped = eval(last, names)
+    assert len(names["rows"]) > 30
+    assert grouped["tpr", "count"].sum() == len(names["rows"])
+    assert len(grouped) == names["rows"].scenario.str.replace(r"-r\d+$", "", regex=True).nunique()
+
+
 def test_the_readme_s_examples_for_your_own_model_run():
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    blocks = python_blocks("Your own model")
     assert len(blocks) == 2
     model = networks.trained()
     noise = 0.02 * torch.rand(24, 1, 3, 32, 32, generator=torch.Generator().manual_seed(0))

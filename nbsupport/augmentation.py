@@ -39,8 +39,9 @@ def augment(images: Tensor, generator: torch.Generator) -> Tensor:
     -----
     Resampling once instead of three times is sharper than the transforms in a row. Pixels that
     either rotation moves out of the frame are black before the colours jitter, which lifts them a
-    little; there the last rotation leaves black ones. Hue turns in the YIQ plane, which makes all
-    jitters linear maps that commute up to clipping, so their order is immaterial.
+    little. In a row, the second rotation comes after the jitter, and its pixels stay black. Hue
+    turns in the YIQ plane, which makes all jitters linear maps that commute up to clipping, so
+    their order is immaterial.
     """
     n, channels, height, width = images.shape
     if channels != 3 or height != width:

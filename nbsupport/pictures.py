@@ -41,6 +41,11 @@ def image_grid(
         Images per row, at most.
     title : str
         Finding of the whole figure.
+
+    Raises
+    ------
+    ValueError
+        If there is not one title for each image.
     """
     images = _rgb(images)
     fig, axes = _grid(len(images), columns, title, titles)
@@ -66,9 +71,15 @@ def evidence(
         One per image.
     title : str
         Finding of the whole figure.
+
+    Raises
+    ------
+    ValueError
+        If there is not one title for each image.
     """
     images, heatmaps = _rgb(images), _scaled(heatmaps)
     n, names = len(images), ["image", "relevance", "pixels kept"][: 2 if kept is None else 3]
+    _check_names(titles, n)
     side = min(2.0, (WIDTH - 1.2) / n)
     fig, axes = plt.subplots(
         len(names), n, squeeze=False,
@@ -199,6 +210,11 @@ def contact_sheet(images, names: Sequence[str], *, columns: int = 9, title: str 
         One image per class.
     names : sequence of str
         Their names, in the order of the class numbers.
+
+    Raises
+    ------
+    ValueError
+        If there is not one name for each image.
     """
     _check_names(names, len(images))
     labels = [textwrap.fill(f"{i}  {name}", 17) for i, name in enumerate(names)]

@@ -47,6 +47,8 @@ def test_wrong_shapes_are_named():
     [
         (lambda names: pictures.image_grid(IMAGES, names), 6),
         (lambda names: pictures.picture_rows({"image": IMAGES}, names), 4),
+        (lambda names: pictures.evidence(IMAGES, HEATMAPS, titles=names), 4),
+        (lambda names: pictures.evidence(IMAGES, HEATMAPS, titles=names), 6),
         (lambda names: pictures.contact_sheet(IMAGES, names), 4),
         (lambda names: pictures.contact_sheet(IMAGES, names), 6),
     ],

@@ -8,7 +8,7 @@ notebook calls on its parameters, refuses under plain papermill too.
 import ast
 import difflib
 import html
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -182,12 +182,15 @@ def check_type(name: str, value: Any, kind: type) -> None:
 
 def assignments(source: str) -> Mapping[str, Any]:
     """Read the literal assignments of a cell: names and values."""
-    found = {}
+    return {name: ast.literal_eval(value) for name, value in _assigned(source)}
+
+
+def _assigned(source: str) -> Iterator[tuple[str, ast.expr]]:
+    """Read the assignments of a cell, whatever their values are."""
     for node in ast.parse(source).body:
         if isinstance(node, ast.AnnAssign | ast.Assign) and node.value is not None:
             target = node.target if isinstance(node, ast.AnnAssign) else node.targets[0]
-            found[target.id] = ast.literal_eval(node.value)
-    return found
+            yield target.id, node.value
 
 
 def _injected_names() -> list[str]:
@@ -202,8 +205,6 @@ def _injected_names() -> list[str]:
         name
         for source in cells
         if isinstance(source, str) and source.startswith("# Parameters\n")
-        for node in ast.parse(source).body
         # The names alone: a value may be an expression, as papermill's float('inf').
-        if isinstance(node, ast.Assign)
-        for name in [node.targets[0].id]
+        for name, _ in _assigned(source)
     ]

@@ -1,7 +1,6 @@
 """The tidy tables of results: detections per run and method, attacks per run."""
 
 import json
-import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -10,7 +9,6 @@ import pandas as pd
 
 from nbsupport import metrics
 from nbsupport.artifacts import CHAIN, PLACE, Run, library_versions, write_text
-from nbsupport.scenarios import Scenario
 
 __all__ = [
     "COLUMNS", "OURS", "collect", "csv_text", "localisation", "networks", "odd_settings", "paired",
@@ -88,18 +86,12 @@ def collect(runs: Iterable[Run]) -> pd.DataFrame:
                     "device": training["device"],
                     "commit": detection["code"],
                     "percent": float(attack.percent),
-                    "options": _options(attack),
+                    "options": " ".join(attack.options),
                 }
                 | {key: training["result"][key] for key in TRAINED}
                 | {key: found[key] for key in VERDICT}
             )
     return pd.DataFrame(rows, columns=COLUMNS)
-
-
-def _options(attack: Scenario) -> str:
-    """Take from an id what is neither attack, side, amplitude, rate nor repetition."""
-    words = str(attack).split("-")[1:-1]
-    return " ".join(word for word in words if not re.fullmatch(r"[sap][\d.]+", word))
 
 
 def odd_settings(runs: Iterable[Run], stage: str = "detection") -> dict[str, dict]:

@@ -226,14 +226,22 @@ class Scenario:
             raise ValueError(f"{text!r}: {error}; the grammar is\n{GRAMMAR}") from None
 
     def __str__(self):
-        defaults = {f.name: f.default for f in fields(self)}
-        parts = [self.attack]
-        for token in _TOKENS:
-            if self.attack in token.attacks:
-                values = {name: getattr(self, name) for name in token.names}
-                if token.required or any(values[n] != defaults[n] for n in token.names):
-                    parts.append(token.write(self))
-        return "-".join(parts)
+        return "-".join([self.attack, *(token.write(self) for token in self._tokens())])
+
+    def _tokens(self) -> "list[_Token]":
+        """List what the id has to say behind the attack: what is required or not as usual."""
+        usual = {f.name: f.default for f in fields(self)}
+        return [
+            token
+            for token in _TOKENS
+            if self.attack in token.attacks
+            and (token.required or any(getattr(self, n) != usual[n] for n in token.names))
+        ]
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """Words of the id that not every attack of its kind has: "cover05", "resnet"."""
+        return tuple(token.write(self) for token in self._tokens() if not token.required)
 
     @property
     def share(self) -> Fraction:

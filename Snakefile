@@ -209,7 +209,8 @@ rule ablation:
         modules=modules(
             "ablation", "gw", "distances", "transport", "barycentres", "detectors", "embeddings",
             "clusterers", "baselines", "lrp", "graph", "tracing", "rules", "attribution", "gradients",
-            "heatmap_clustering", "embedding_clustering", "poison_detector", "detection", "metrics",
+            "heatmap_clustering", "embedding_clustering", "poison_detector", "detection", "evidence",
+            "metrics",
         ),
     output:
         f"{RUN}/ablation.npz",

@@ -235,7 +235,7 @@ class Run:
                     "result": dict(record),
                     # Payloads only: a record also tells seconds, which change without the content.
                     "made_from": {
-                        _input_key(self, run, name): checksum(run.payload(name))
+                        _input_key(self, run, name): _as_read(run.payload(name))
                         for run, name in made_from
                     },
                     "payload": {STAGES[stage].payload: checksum(temporary)},
@@ -253,6 +253,7 @@ class Run:
                     _to_disk(file)
                 os.replace(temporary, self.payload(stage))
                 os.replace(note, self.path(stage))
+                _READ[self.payload(stage).resolve()] = body["payload"][STAGES[stage].payload]
         except OSError as error:
             raise ArtifactError(
                 f"{self.folder}: {stage} could not be written ({error.strerror or error}); free "
@@ -312,6 +313,7 @@ class Run:
                 raise ArtifactError(
                     f"{file} is missing, truncated or not what {path.name} describes; {remedy}"
                 )
+            _READ[file.resolve()] = digest
         for key, digest in body["made_from"].items():
             file = self.folder / key
             if not file.exists():
@@ -445,6 +447,15 @@ def library_versions() -> dict[str, str]:
     """Versions of the libraries that decide numbers."""
     names = ("torch", "torchvision", "numpy", "scikit-learn", "POT")
     return {"python": platform.python_version()} | {name: metadata.version(name) for name in names}
+
+
+_READ: dict[Path, str] = {}
+"""Checksum of each payload as this process last read or wrote it."""
+
+
+def _as_read(payload: Path) -> str:
+    """Checksum of an input as it was used, whatever may lie there by now."""
+    return _READ.get(payload.resolve()) or checksum(payload)
 
 
 def _input_key(run: Run, other: Run, stage: str) -> str:

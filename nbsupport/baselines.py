@@ -61,7 +61,7 @@ class _ReducedKMeans(Detector):
     def _fit_reduction(self, X: np.ndarray) -> None:
         wanted = min(self.n_components, *X.shape)
         with np.errstate(invalid="ignore"):  # shares of a total variance of 0
-            self.pca_ = PCA(wanted, svd_solver="covariance_eigh").fit(X)
+            self.pca_ = PCA(wanted, svd_solver=_solver(X)).fit(X)
         # What is left of the mean by rounding is no variance; whitening would blow it up to 1.
         variance = self.pca_.explained_variance_
         kept = int((variance > 1e-12 * (variance[0] + np.sum(self.pca_.mean_**2))).sum())
@@ -142,6 +142,11 @@ def _class_distances(X, labels, others: np.ndarray) -> dict[str, list]:
 
 CLUSTER_ANALYSES = ("smaller", "relative-size", "silhouette", "distance")
 """Rules that pick the poison cluster; see `ActivationClustering`."""
+
+
+def _solver(X: np.ndarray) -> str:
+    """Choose how PCA is solved: by d x d covariances, unless many features make them too large."""
+    return "covariance_eigh" if X.shape[1] <= 4096 else "full"
 
 
 class RawClustering(_ReducedKMeans):

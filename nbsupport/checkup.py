@@ -8,6 +8,7 @@ import importlib.util
 import os
 import re
 import sys
+import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,7 +28,10 @@ from nbsupport.evaluation import predict, share_read
 from nbsupport.models import Normalise
 from nbsupport.scan import ClassVerdict
 
-__all__ = ["check", "load_images", "load_network", "normalised", "write_report"]
+__all__ = [
+    "check", "fingerprints", "load_images", "load_network", "normalised", "report_folder",
+    "write_report",
+]  # fmt: skip
 
 
 def load_network(builder: str, weights: str | Path) -> nn.Module:
@@ -214,12 +218,59 @@ def check(model: nn.Module, split: Split, device: torch.device, most: int = 2000
     return 100 * share_read(model, split, device, most=most)
 
 
+def fingerprints(files: Mapping[str, str | Path]) -> dict[str, dict[str, str]]:
+    """Take down which files are read, at the time when they are read.
+
+    Parameters
+    ----------
+    files : mapping
+        Paths by what they hold.
+
+    Returns
+    -------
+    dict
+        By the same names, ``path`` (absolute) and ``sha256``.
+    """
+    found = {name: Path(each).expanduser().resolve() for name, each in files.items()}
+    return {name: {"path": os.fspath(p), "sha256": checksum(p)} for name, p in found.items()}
+
+
+def report_folder(folder: str | Path) -> Path:
+    """Make the folder of a report and try it, before anything takes long.
+
+    Parameters
+    ----------
+    folder : str or Path
+        Where to; made if it is missing.
+
+    Returns
+    -------
+    Path
+        The same, absolute.
+
+    Raises
+    ------
+    ValueError
+        If nothing can be written there.
+    """
+    place = Path(folder).expanduser().resolve()
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=place):
+            return place
+    except OSError as error:
+        raise ValueError(
+            f"nothing can be written to {place} ({error.strerror or error}); name another folder "
+            "for the report with the parameter 'folder'"
+        ) from None
+
+
 def write_report(
     path: Path,
     verdicts: Sequence[ClassVerdict],
     split: Split,
     *,
-    files: Mapping[str, str | Path],
+    files: Mapping[str, Mapping[str, str]],
     **more: Any,
 ) -> dict[str, Any]:
     """Write what a scan found, and of which files, as JSON.
@@ -233,7 +284,7 @@ def write_report(
     split : Split
         What was scanned.
     files : mapping
-        Files that were read; their SHA-256 go into the report.
+        Files that were read, from `fingerprints`.
     **more
         JSON values to add, such as parameters and seconds.
 
@@ -244,7 +295,6 @@ def write_report(
         (one entry each), ``files``, ``code`` and what was added.
     """
     sizes = np.bincount(split.labels)
-    read = {name: Path(each).expanduser().resolve() for name, each in files.items()}
     report = {
         "named": [v.label for v in verdicts if v.present],
         "accused": sorted(int(i) for v in verdicts for i in v.accused),
@@ -262,10 +312,7 @@ def write_report(
             }
             for v in verdicts
         ],
-        "files": {
-            name: {"path": os.fspath(found), "sha256": checksum(found)}
-            for name, found in read.items()
-        },
+        "files": {name: dict(about) for name, about in files.items()},
         "code": code_version(),
         **more,
     }

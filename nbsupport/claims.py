@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from nbsupport import paper
 from nbsupport.ablation import separation
 from nbsupport.scenarios import Scenario, paper_scenarios
 from nbsupport.tables import experiment
@@ -124,9 +125,10 @@ def _consistently_better(networks: pd.DataFrame) -> Answer:
 
 
 def _good_on_label_consistent(networks: pd.DataFrame) -> Answer:
-    acc = _label_consistent(networks, "acc_activation")["acc_activation"]
-    here = f"ACC of 95 or more in {_count(acc >= 95)} networks above 2 % ({_span(acc)})"
-    return _share(acc >= 95), here
+    some = _label_consistent(networks, "acc_activation")
+    some["right"] = some["acc_activation"] >= 95
+    here = f"ACC of 95 or more in {_told_apart(some)} ({_span(some['acc_activation'])})"
+    return _share(some["right"]), here
 
 
 def _better_than_euclid(networks: pd.DataFrame) -> Answer:
@@ -191,6 +193,18 @@ def _close_to_perfect_tnr(networks: pd.DataFrame) -> Answer:
     return _share(right), f"99 or more in {_count(right)} networks" + _except(tnr, right, "TNR")
 
 
+def _tnr_not_that_high(networks: pd.DataFrame) -> Answer:
+    rates = ["tnr_activation", "tnr_heatmap"]
+    some = _standard(networks, " ".join(rates))
+    lower = some[rates[0]] < some[rates[1]] - 1
+    told = "; ".join(
+        f"{' and '.join(f'{tnr:.1f}' for tnr in rows[rates].mean())} at {percent:g} %"
+        for percent, rows in reversed(list(some.groupby("percent")))
+    )
+    here = f"lower by more than a point in {_count(lower)} networks (mean, AC and HC: {told})"
+    return _share(lower), here
+
+
 def _activation_above_90(networks: pd.DataFrame) -> Answer:
     tpr = _standard(networks, "tpr_activation", above=5)["tpr_activation"]
     right = tpr > 90
@@ -221,19 +235,26 @@ def _none_at_two_percent(networks: pd.DataFrame) -> Answer:
 
 def _fairly_well(networks: pd.DataFrame) -> Answer:
     some = _label_consistent(networks, "acc_heatmap acc_activation")
-    right = some.eval("acc_heatmap >= 95 and acc_activation >= 95")
-    return _share(right), f"both ACC 95 or more in {_count(right)} networks above 2 %"
+    some["right"] = some.eval("acc_heatmap >= 95 and acc_activation >= 95")
+    return _share(some["right"]), f"both ACC 95 or more in {_told_apart(some)}"
 
 
 def _misses_fewer(networks: pd.DataFrame) -> Answer:
     some = _label_consistent(networks, "acc_heatmap acc_activation tpr_heatmap tpr_activation")
-    right = some.eval("acc_heatmap > acc_activation and tpr_heatmap > tpr_activation")
-    return _share(right), f"both higher in {_count(right)} networks above 2 %"
+    some["right"] = some.eval("acc_heatmap > acc_activation and tpr_heatmap > tpr_activation")
+    return _share(some["right"]), f"both higher in {_told_apart(some)}"
 
 
 def _label_consistent(networks: pd.DataFrame, rates: str) -> pd.DataFrame:
-    rule = "attack == 'label_consistent' and attack_took and percent > 2"
-    return _some(networks, rule, rates)
+    """Choose as Table 2 does, the row of 2 % included: its sentences leave none out."""
+    return _some(networks, "attack == 'label_consistent' and attack_took", rates)
+
+
+def _told_apart(some: pd.DataFrame) -> str:
+    """Count the networks that are ``right``, those of 2 % by themselves."""
+    rare = some["percent"] <= 2
+    told = f"{_count(some.loc[~rare, 'right'])} networks above 2 %"
+    return told + f", {_count(some.loc[rare, 'right'])} at 2 %" * bool(rare.any())
 
 
 def _masr_decays(networks: pd.DataFrame) -> Answer:
@@ -260,19 +281,23 @@ def _clear_advantage(networks: pd.DataFrame) -> Answer:
         for rate in ("acc", "tpr", "tnr"):
             ours, theirs = (rows[f"{rate}_{method}"] for method in ("heatmap", "activation"))
             parts.append(f"{rate.upper()} {ours.mean():.1f} against {theirs.mean():.1f}")
-            if ours.min() < 100 or theirs.min() < 100:  # nothing is better than all of them
-                right.append((ours > theirs).all())
+            # A tie is no advantage, not even at 100: in print most of it lies in the TNR.
+            right.append((ours > theirs).all())
         told.append(f"{percent:g} %, {len(rows)} networks: {', '.join(parts)}")
-    return _share(right), f"{'; '.join(told)} (clear: higher in every network)"
+    return _share(right), f"label-consistent, {'; '.join(told)} (clear: higher in every network)"
 
 
 def _two_orders(networks: pd.DataFrame) -> Answer:
     right, told = [], []
     for percent, rows in _repetitions(networks):
         ours, theirs = (rows[f"acc_{name}"].std(ddof=0) for name in ("heatmap", "activation"))
-        right.append(theirs >= 10 * ours)
+        right.append(theirs >= 30 * ours)
         told.append(f"{theirs:.2f} against {ours:.2f} at {percent:g} % ({len(rows)} networks)")
-    return _share(right), "; ".join(told)
+    # Nearly two orders are 36 and 63 times in print.
+    printed = {(row.percent, row.method): row.acc_std for row in paper.TABLE5}
+    factors = [printed[p, "activation"] / printed[p, "heatmap"] for p in ("33", "15")]
+    here = f"label-consistent: {'; '.join(told)}; 30 times would do, in print it is "
+    return _share(right), here + " and ".join(f"{factor:.0f}" for factor in factors)
 
 
 def _due_to_tnr(networks: pd.DataFrame) -> Answer:
@@ -281,23 +306,25 @@ def _due_to_tnr(networks: pd.DataFrame) -> Answer:
         tnr, tpr = (rows[f"{rate}_activation"].std(ddof=0) for rate in ("tnr", "tpr"))
         right.append(tnr > tpr)
         told.append(f"{tnr:.2f} beside {tpr:.2f} of the TPR at {percent:g} %")
-    return _share(right), "; ".join(told)
+    return _share(right), f"label-consistent: {'; '.join(told)}"
 
 
 def _amplitude_is_detected(networks: pd.DataFrame) -> Answer:
     rates = ["acc_activation", "acc_heatmap"]
     every = _some(networks, "attack == 'amplitude'", " ".join(rates))
+    took = every["attack_took"].astype(bool)
     told = [
         f"{amplitude}: ACC {' and '.join(f'{acc:.1f}' for acc in rows[rates].mean())}"
+        + " (the attack did not take)" * (not took[rows.index].any())
         for amplitude, rows in reversed(list(every.groupby("amplitude")))
     ]
-    here = f"{'; '.join(told)} (Activation, Heatmap Clustering; accusing nobody: {_nobody(every)})"
-    return _share(every[rates].max(axis=1) > 80), here
+    here = f"Activation and Heatmap Clustering at {'; '.join(told)}; accusing nobody: "
+    return _share((every.loc[took, rates] > 80).any(axis=1)), here + _nobody(every)
 
 
 def _spectral_fails(networks: pd.DataFrame) -> Answer:
     rates = "auroc_spectral"
-    clean = _label_consistent(networks, rates)[rates]
+    clean = _label_consistent(networks, rates).query("percent > 2")[rates]
     plain = _standard(networks, rates)[rates]
     if not len(clean) or not len(plain):
         return OPEN, ""
@@ -363,6 +390,12 @@ CLAIMS = (
         "Heatmap clustering has a close to perfect true negative rate",
         _close_to_perfect_tnr,
         "Table 1; 4.5 on starts",
+    ),
+    Claim(
+        "7.1",
+        "the true negative rate for Activation Clustering is not that high",
+        _tnr_not_that_high,
+        "Table 1",
     ),
     Claim(
         "7.1",

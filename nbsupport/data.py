@@ -53,7 +53,8 @@ class Split:
     Attributes
     ----------
     images : uint8 Tensor, shape (n, c, h, w)
-        Of one or three channels; those of GTSRB are (n, 3, 32, 32).
+        Of one or three channels; those of GTSRB are (n, 3, 32, 32). NumPy arrays become tensors,
+        here and below.
     labels : int64 Tensor, shape (n,)
         Class from 0; those of GTSRB are named by `CLASS_NAMES`.
     ids : int64 Tensor, shape (n,)
@@ -69,6 +70,9 @@ class Split:
     tracks: Tensor | None = None
 
     def __post_init__(self):
+        for name, value in vars(self).items():
+            if isinstance(value, np.ndarray):
+                object.__setattr__(self, name, torch.from_numpy(np.ascontiguousarray(value)))
         n = len(self.labels)
         if self.tracks is None:
             object.__setattr__(self, "tracks", torch.full((n,), -1))

@@ -8,6 +8,7 @@ The estimators themselves live in `nbsupport.baselines`, `nbsupport.heatmap_clus
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 from sklearn.base import BaseEstimator, clone
@@ -15,8 +16,12 @@ from sklearn.base import BaseEstimator, clone
 from nbsupport import metrics
 from nbsupport.baselines import ActivationClustering, RawClustering, SpectralSignature, grey
 from nbsupport.embedding_clustering import DistanceMixture, SpRAy
+from nbsupport.evidence import Evidence
 from nbsupport.heatmap_clustering import HeatmapClustering
 from nbsupport.poison_detector import PoisonDetector
+
+if TYPE_CHECKING:
+    from nbsupport.data import Split
 
 __all__ = [
     "METHODS",
@@ -75,6 +80,55 @@ class DetectionInputs:
         for name, value in named.items():
             if value is not None and len(value) != len(ids):
                 raise ValueError(f"{name} has {len(value)} rows for {len(ids)} ids")
+
+    @classmethod
+    def from_arrays(
+        cls, arrays: Mapping[str, np.ndarray], images: "Split | None" = None
+    ) -> "DetectionInputs":
+        """Take all that the artefact ``relevance.npz`` holds, in ascending order of ids.
+
+        Parameters
+        ----------
+        arrays : mapping
+            Its arrays by name, one row an image in any order: ``ids``, ``activations``, ``logits``,
+            ``heatmaps_<composite>`` and ``evidence_<column>``.
+        images : Split, optional
+            The same images, in any order.
+
+        Returns
+        -------
+        DetectionInputs
+
+        Raises
+        ------
+        ValueError
+            If ``images`` are others than those that were explained.
+        """
+        order = np.argsort(arrays["ids"])
+        ids = arrays["ids"][order]
+        pixels = None
+        if images is not None:
+            by_id = np.argsort(images.ids.numpy())
+            if not np.array_equal(images.ids.numpy()[by_id], ids):
+                raise ValueError(
+                    f"relevance is of {len(ids)} other images than the {len(images)} given; pass "
+                    "the training images of the attacked class that notebook 3 explained"
+                )
+            pixels = images.images[by_id]
+        maps = {
+            name.removeprefix("heatmaps_"): values[order]
+            for name, values in arrays.items()
+            if name.startswith("heatmaps_")
+        }
+        told = Evidence.from_arrays(arrays).table(arrays["heatmaps_squared"], arrays["activations"])
+        return cls(
+            ids,
+            pixels,
+            activations=arrays["activations"][order],
+            logits=arrays["logits"][order],
+            heatmaps=maps,
+            evidence=told[order],
+        )
 
     def select(self, rows) -> "DetectionInputs":
         """Keep some of the images, by a mask or by row numbers, in that order."""

@@ -62,7 +62,8 @@ def describe(device: torch.device, precision: str | None = None) -> str:
 def _has_bf16(device_type: str) -> bool:
     if device_type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device_type == "cpu" and torch.cpu.get_capabilities().get("avx512_bf16", False)
+    known = getattr(torch.cpu, "get_capabilities", dict)  # not there before torch 2.11
+    return device_type == "cpu" and known().get("avx512_bf16", False)
 
 
 @cache

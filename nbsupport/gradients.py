@@ -109,7 +109,13 @@ class GradCam:
     def _last_map(network, images):
         with torch.no_grad():
             shapes = network.forward(images[:1]).shapes
-        return [name for name, s in shapes.items() if len(s) == 4 and s[2] * s[3] > 1][-1]
+        maps = [n for n, s in shapes.items() if n != INPUT and len(s) == 4 and s[2] * s[3] > 1]
+        if not maps:
+            raise ValueError(
+                "Grad-CAM needs a layer whose output is a map of more than one pixel, and this "
+                "network has none; choose 'gradient_x_input' or 'integrated_gradients'"
+            )
+        return maps[-1]
 
 
 BASELINES = MappingProxyType(

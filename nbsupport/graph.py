@@ -90,6 +90,7 @@ class Network:
         model.to(memory_format=torch.channels_last)
         self.layers = trace(model)
         for layer in self.layers:
+            layer.module.to(self.device, self.dtype)  # some are made by `trace`, on the CPU
             if getattr(layer.module, "inplace", False):
                 layer.module.inplace = False
         if fold:

@@ -144,8 +144,8 @@ class Published:
             raise ValueError(f"no tidy table is called {name!r}; choose one of {', '.join(TIDY)}")
         parts = [self._tables.get(name, pd.DataFrame())]
         if len(rows):
-            new = rows[~rows["scenario"].isin(self.kept)]
-            parts.insert(0, _strings(StringIO(csv_text(new))))
+            rows = rows[~rows["scenario"].isin(self.kept)]
+            parts.insert(0, _strings(StringIO(csv_text(rows))))
         parts = [part for part in parts if len(part)]
         if not parts:
             self._empty.add(name)

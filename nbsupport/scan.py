@@ -241,7 +241,7 @@ def _check_reading(model, split, device, seed) -> None:
 def _present(split: "Split", labels: Sequence[int] | None) -> list[int]:
     """Check that there are images of some classes, or list all that have some."""
     present = np.unique(split.labels.numpy()).tolist()
-    if missing := sorted(set(map(int, labels or ())) - set(present)):
+    if missing := sorted(set(map(int, () if labels is None else labels)) - set(present)):
         raise ValueError(f"there are no images of classes {missing}; there are {present}")
     return present if labels is None else [int(label) for label in labels]
 
@@ -540,7 +540,7 @@ def first_check(
             "cluster by an attribute, model.penultimate = ..."
         )
     for label in labels:
-        with torch.inference_mode():
+        with torch.inference_mode(), network.full_precision():
             batches = [
                 network.forward(network.images(some), keep=(layer,)).values[layer].flatten(1).cpu()
                 for some in split.images[split.labels == label].split(size)

@@ -298,7 +298,8 @@ def detections(
     Returns
     -------
     DataFrame
-        All text. Rates of a method are ACC / TPR / TNR in percent; behind those of Heatmap
+        All text. Behind poisoned images and those of their class stands their share of all
+        training images. Rates of a method are ACC / TPR / TNR in percent; behind those of Heatmap
         Clustering stand the printed ones, if they can be compared. A star behind the attack success
         (the mean of the runs) marks that it did not take in at least one run.
     """
@@ -319,12 +320,13 @@ def detections(
         values = [printed.comparable(r) for r in RATES] if printed else [math.nan]
         if not all(map(math.isnan, values)):
             rates["the paper's"] = " / ".join(map(_figure, values))
-        n = ours[["n_poisoned", "n_class"]].mean()
+        n = ours[["n_poisoned", "n_class", "poison_rate_dataset"]].mean()
+        share = f"{n['poison_rate_dataset']:.2g} %"
         lines.append(
             {
                 "experiment": name,
                 "networks": len(runs),
-                "poisoned": f"{n['n_poisoned']:.0f} of {n['n_class']:.0f}",
+                "poisoned": f"{n['n_poisoned']:.0f} of {n['n_class']:.0f} ({share})",
                 "attack": f"{rate.upper()} {runs[rate].mean():.1f}{star}",
                 **{name: rates.get(name, "–") for name in names},
                 "AUROC": f"{ours['auroc'].mean():.2f}",

@@ -231,8 +231,10 @@ def outdated(
         for each in STAGES.values()
         if stage and each.make == stage and not _left_out(each.name, filters)
     ]
+    # The side road shows every attacked network beside the one that nobody attacked.
+    clean = [run.of(run.scenario.surrogate) for run in runs] if stage == "beyond" else []
     found = []
-    for run in {run.folder: run for run in (*_surrogates(runs), *runs)}.values():
+    for run in {run.folder: run for run in (*_surrogates(runs), *clean, *runs)}.values():
         found += _unsound(run, wanted(run.scenario))[:1] + _unsound(run, asked)
     return found
 

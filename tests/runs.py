@@ -84,7 +84,7 @@ def finish(run, methods=METHODS, seed=0, **training):
         made_from=own + inputs, device="cuda", seconds=100,
     )  # fmt: skip
     maps = rng.random((12, 32, 32)).astype("float32")
-    names = ("heatmaps_gamma", "heatmaps_released", "heatmaps_squared")
+    names = ("heatmaps_released", "heatmaps_squared", "heatmaps_gamma", "heatmaps_paper")
     relevance = {"ids": np.arange(12), "activations": rng.random((12, 4))}
     relevance |= dict.fromkeys(names, maps)
     cells, margins = np.zeros((12, 2), int), rng.random((12, 2))

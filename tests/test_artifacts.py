@@ -37,6 +37,19 @@ def saved(run):
     return run
 
 
+def test_a_record_names_its_inputs_as_they_were_read(saved):
+    read, payload = saved.arrays("attack"), saved.payload("attack")
+    kept = payload.read_bytes()
+    for change in (lambda: payload.write_bytes(b"made anew meanwhile"), payload.unlink):
+        change()
+        saved.save("training", {"w": torch.ones(2)}, {}, made_from=((saved, "attack"),))
+        with pytest.raises(ArtifactError, match=r"stale|which is missing"):
+            saved.load("training")
+        payload.write_bytes(kept)
+        assert saved.load("training")["made_from"] == {"attack.npz": checksum(payload)}
+    assert read.keys() == ARRAYS.keys()
+
+
 def leftovers(folder):
     return sorted(path.name for path in folder.rglob(".*"))
 

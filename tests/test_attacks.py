@@ -547,6 +547,13 @@ def test_manifest_rebuilds_the_poisoned_set(dataset):
     assert torch.equal(apply(again, dataset).train.images, apply(manifest, dataset).train.images)
 
 
+def test_every_image_of_the_source_may_be_drawn(dataset):
+    """The released code never takes the last one."""
+    drawn = {i for r in range(60) for i in poison(Scenario(repetition=r), dataset).poisoned_ids}
+    sources = [split.ids[split.labels == 2] for split in (dataset.train, dataset.validation)]
+    assert drawn >= set(torch.cat(sources).tolist())
+
+
 @pytest.mark.parametrize("attack", ["standard", "sinusoidal"])
 def test_rising_rates_poison_nested_sets(dataset, attack):
     extra = {} if attack == "standard" else {"amplitude": 20}

@@ -1,3 +1,5 @@
+import tracemalloc
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -24,6 +26,17 @@ def test_fewer_images_than_components(reduce, n):
         fitted = ActivationClustering(reduce).fit(X)
     assert fitted.n_components_ == n - 1
     assert np.isfinite(fitted.decision_function(X)).all()
+
+
+def test_many_features_need_no_square_of_them():
+    X = np.random.default_rng(0).normal(size=(40, 20_000))
+    X[:9, :300] += 3
+    tracemalloc.start()
+    found = ActivationClustering().fit(X)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 5e8, "their covariances are 3.2 GB"
+    assert np.flatnonzero(found.poisoned_).tolist() == list(range(9))
 
 
 def test_reduction_is_pca_and_whitened_ica():

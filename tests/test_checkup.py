@@ -240,7 +240,9 @@ def test_the_report_names_images_and_files(own):
         ClassVerdict(0, 40, False, np.array([], np.int64), 1, 0.5),
     ]
     path = own / "deep" / "report.json"
-    files = {"weights": own / "weights.safetensors"}
+    weights = own / "weights.safetensors"
+    files, before = checkup.fingerprints({"weights": weights}), checksum(weights)
+    weights.write_bytes(b"training goes on")  # what was read is what counts
     split = checkup.load_images(own / "images.npz")
     report = checkup.write_report(path, verdicts, split, files=files, seconds=1.5)
     assert json.loads(path.read_text()) == report
@@ -249,4 +251,13 @@ def test_the_report_names_images_and_files(own):
     assert (first["images"], first["images_looked_at"]) == (4, 40)
     assert first["by"] == ["evidence", "activations"]
     assert second["silhouette"] is None
-    assert report["files"]["weights"]["sha256"] == checksum(files["weights"])
+    assert report["files"] == {"weights": {"path": str(weights), "sha256": before}}
+
+
+def test_a_folder_that_takes_no_report_is_named_before_the_scan(tmp_path):
+    assert checkup.report_folder(tmp_path / "a" / "b") == tmp_path / "a" / "b"
+    assert list((tmp_path / "a" / "b").iterdir()) == []
+    (tmp_path / "file").touch()
+    for wrong in ("file", "file/inside"):
+        with pytest.raises(ValueError, match=r"written to .*file.*parameter 'folder'"):
+            checkup.report_folder(tmp_path / wrong)

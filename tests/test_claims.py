@@ -97,13 +97,65 @@ def test_spread_needs_repetitions():
         for r, (a, b) in enumerate(zip(steady, restless, strict=True))
     ]
     assert answer(ask, rows[0]) == (OPEN, "")
-    assert answer(ask, *rows) == (HOLDS, "9.50 against 0.10 at 33 % (2 networks)")
+    assert answer(ask, *rows) == (
+        HOLDS,
+        "label-consistent: 9.50 against 0.10 at 33 % (2 networks); 30 times would do, in print it "
+        "is 36 and 63",
+    )
     assert answer("Most of this effect", *rows)[0] == NOT
     assert answer("a clear advantage", *rows)[0] == NOT, "a tie in one network"
     rows[0] = network("label_consistent-s3-p33-r0", heatmap=(99.0, 99.5, 100.0), activation=GOOD)
     assert answer("a clear advantage", *rows)[0] == PARTLY, "a tie in the accuracy"
     rows[0] = network("label_consistent-s3-p33-r0", heatmap=(99.4, 99.5, 100.0), activation=GOOD)
-    assert answer("a clear advantage", *rows)[0] == HOLDS, "of a TNR of 100 none is better"
+    assert answer("a clear advantage", *rows)[0] == PARTLY, "a tie in the TNR, if at 100"
+    rows = [
+        network(f"label_consistent-s3-p33-r{r}", heatmap=PERFECT, activation=POOR) for r in range(2)
+    ]
+    assert answer("a clear advantage", *rows)[0] == HOLDS
+
+
+def test_sentences_on_label_consistent_poison_leave_out_no_rate():
+    often = network("label_consistent-s3-p15-r0", heatmap=PERFECT, activation=GOOD)
+    rare = network("label_consistent-s3-p02-r0", heatmap=POOR, activation=POOR)
+    failed = network("label_consistent-s3-p02-r1", took=False, heatmap=POOR, activation=POOR)
+    for sentence, told in {
+        "when considering label": "ACC of 95 or more in {} (60.0 to 99.0)",
+        "both detection methods": "both ACC 95 or more in {}",
+        "HC is missing a few": "both higher in {}",
+    }.items():
+        apart = "1 of 1 networks above 2 %, 0 of 1 at 2 %"
+        assert answer(sentence, often, rare, failed) == (PARTLY, told.format(apart))
+        assert answer(sentence, often)[0] == HOLDS
+        assert answer(sentence, rare)[0] == NOT
+
+
+def test_the_true_negative_rates_are_compared_network_by_network():
+    ask = "the true negative rate for Activation"
+    high = network("standard-s3-p15-r0", heatmap=PERFECT, activation=GOOD)
+    low = network("standard-s3-p05-r0", heatmap=PERFECT, activation=POOR)
+    verdict, here = answer(ask, high, low)
+    assert verdict == PARTLY
+    assert here == (
+        "lower by more than a point in 1 of 2 networks (mean, AC and HC: 100.0 and 100.0 at 15 %; "
+        "80.0 and 100.0 at 5 %)"
+    )
+    assert answer(ask, low)[0] == HOLDS
+    assert answer(ask, high)[0] == NOT
+
+
+def test_only_attacks_that_took_prove_that_one_can_be_detected():
+    ask = "The assumption"
+    took = network("amplitude-a128-p33-r0", heatmap=POOR, activation=GOOD)
+    failed = network("amplitude-a32-p33-r0", took=False, heatmap=GOOD, activation=GOOD)
+    verdict, here = answer(ask, took, failed)
+    assert verdict == HOLDS
+    assert here == (
+        "Activation and Heatmap Clustering at 128: ACC 99.0 and 60.0; 32: ACC 99.0 and 99.0 (the "
+        "attack did not take); accusing nobody: 67.0"
+    )
+    assert answer(ask, failed)[0] == OPEN
+    took = network("amplitude-a128-p33-r0", heatmap=POOR, activation=POOR)
+    assert answer(ask, took, failed)[0] == NOT
 
 
 def test_the_decay_of_the_masr_asks_for_all_amplitudes():

@@ -57,6 +57,15 @@ def test_a_split_of_unequal_columns_is_refused():
         data.Split(images, labels, labels[:1], labels)
 
 
+def test_a_split_takes_arrays():
+    images = np.arange(24, dtype=np.uint8).reshape(2, 2, 2, 3).transpose(0, 3, 1, 2)[::-1]
+    split = data.Split(images, np.array([1, 2]), np.arange(2))
+    assert torch.equal(split.images, torch.from_numpy(images.copy()))
+    assert split.select(split.labels == 2).ids.tolist() == [1]
+    with pytest.raises(ValueError, match=r"labels are \(2,\) torch.int32; expected \(2,\) int64"):
+        data.Split(images, np.array([1, 2], dtype=np.int32), np.arange(2))
+
+
 # ---- synthetic
 
 

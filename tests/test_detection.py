@@ -3,10 +3,13 @@ import warnings
 
 import numpy as np
 import pytest
+import torch
 from suspects import INPUTS, TRUTH, N
 
 from nbsupport import detection, metrics
+from nbsupport.data import Split
 from nbsupport.detection import METHODS, DetectionInputs, controls, detect, judge
+from nbsupport.evidence import Evidence
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -64,6 +67,37 @@ def test_heatmap_clustering_starts_once_as_released_and_ten_times_for_comparison
     for seed in range(3):
         lucky = detect("heatmap", far, metric="mean-distance", random_state=seed)
         assert lucky.poisoned.sum() > 25, "one start finds the best cut here too"
+
+
+def test_inputs_are_what_the_relevance_artefact_holds_by_id():
+    rng = np.random.default_rng(0)
+    maps = {name: rng.normal(size=(4, 6, 6)) for name in ("squared", "gamma")}
+    names = ("row", "column", "margin", "occluded", "answer", "gain", "carried")
+    column = {name: rng.normal(size=4 if name == "margin" else (4, 1)) for name in names}
+    found = Evidence((3,), **column)
+    explained = {
+        "ids": np.array([7, 2, 9, 4]),
+        "activations": rng.normal(size=(4, 5)),
+        "logits": rng.normal(size=(4, 3)),
+    }
+    arrays = explained | {f"heatmaps_{name}": m for name, m in maps.items()} | found.arrays()
+    inputs = DetectionInputs.from_arrays(arrays)
+    order = [1, 3, 0, 2]
+    assert inputs.ids.tolist() == [2, 4, 7, 9]
+    assert inputs.images is None
+    for name in ("activations", "logits"):
+        assert np.array_equal(getattr(inputs, name), arrays[name][order])
+    assert set(inputs.heatmaps) == {"squared", "gamma"}
+    assert np.array_equal(inputs.heatmaps["gamma"], maps["gamma"][order])
+    told = found.table(maps["squared"], arrays["activations"])
+    assert np.array_equal(inputs.evidence, told[order])
+
+    shuffled = torch.tensor([9, 7, 4, 2])
+    pictures = torch.arange(4, dtype=torch.uint8).view(4, 1, 1, 1)
+    split = Split(pictures, torch.zeros(4, dtype=torch.int64), shuffled, shuffled)
+    assert DetectionInputs.from_arrays(arrays, split).images.flatten().tolist() == [3, 2, 1, 0]
+    with pytest.raises(ValueError, match="4 other images than the 3 given"):
+        DetectionInputs.from_arrays(arrays, split.select([0, 1, 2]))
 
 
 def test_detect_says_what_is_missing():

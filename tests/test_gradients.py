@@ -2,6 +2,7 @@ import networks
 import pytest
 import torch
 from networks import N, channels, relative
+from torch import nn
 
 from nbsupport import lrp
 
@@ -40,6 +41,13 @@ def test_integrated_gradients_add_up_to_the_difference_from_black(surrogate, ima
     with torch.no_grad():
         difference = surrogate(images)[:, 5] - surrogate(0 * images)[:, 5]
     assert torch.allclose(explanation.heatmaps.sum((1, 2)), difference, rtol=0.02)
+
+
+def test_grad_cam_of_a_network_without_maps_names_what_works(images):
+    dense = nn.Sequential(nn.Flatten(), nn.Linear(3072, 8), nn.ReLU(), nn.Linear(8, 5))
+    for composite in ("grad_cam", lrp.GradCam("2")):
+        with pytest.raises(ValueError, match="has none; choose 'gradient_x_input'"):
+            lrp.explain(dense, images, composite=composite, target=1)
 
 
 def test_grad_cam_takes_the_last_map_with_more_than_one_pixel(exact, images):

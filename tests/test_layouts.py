@@ -117,6 +117,17 @@ def test_the_papers_folders(paper, tmp_path):
     assert len(d.train.tracks.unique()) == 43
 
 
+def test_no_more_than_a_few_files_are_open_at_a_time(paper, tmp_path, python):
+    """As in the official data set, which has 30 times as many files as a shell allows open."""
+    code = (
+        "import resource, sys; from nbsupport import data, gtsrb, layouts;"
+        f"gtsrb.EXPECTED['paper'] = {gtsrb.EXPECTED['paper']};"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64));"
+        "print(len(data.load('gtsrb', folder=sys.argv[1], cache=sys.argv[2]).train))"
+    )
+    assert int(python(code, paper, tmp_path / "cache")) == 129
+
+
 def test_folder_and_archive_give_the_same_data_set(paper, tmp_path):
     from_folder = load(paper, tmp_path)
     held = tmp_path / "held"

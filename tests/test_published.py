@@ -110,6 +110,16 @@ def test_what_is_published_of_a_run_stays_until_all_of_it_is_made_anew(make, pub
     assert before.join("scans", pd.DataFrame())["scenario"].tolist() == [OLD]
 
 
+def test_a_table_that_only_the_newer_network_has_waits_for_the_others(make, publish):
+    _, _, folder = publish([make(NEW)])
+    side(folder, "scans", [NEW], classes=[3], per_class=[400], accused=[9])
+    before = publish([make(NEW, seed=4)], keep="yes")[1]
+    assert before.lacking == {NEW: ["scans"]}
+    ablation = pd.DataFrame({"scenario": [NEW], "auroc": [50.0]})
+    assert len(before.join("ablation", ablation)) == 0
+    assert before.sweep() == []
+
+
 def test_networks_after_detection_stay_until_every_filter_is_there(make, publish):
     _, _, folder = publish([make(NEW)])
     side(folder, "after_detection", [NEW] * 3, filter=["before", "perfect", "random"])

@@ -348,6 +348,10 @@ def test_normalisation_by_torchvision_is_that_of_the_package(images):
     expected, found = (lrp.explain(m, images, target=1, composite="gamma") for m in (ours, theirs))
     assert torch.allclose(found.heatmaps, expected.heatmaps)
     assert torch.allclose(found.logits, expected.logits)
+    # It is made anew while the model is read, which may be on another device by then.
+    layers = Network(theirs.double(), "meta").layers
+    tensors = [t for layer in layers for t in layer.module.state_dict().values()]
+    assert {(str(t.device), t.dtype) for t in tensors} == {("meta", torch.float64)}
 
 
 def test_a_model_that_cannot_be_copied_says_why():

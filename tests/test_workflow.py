@@ -272,6 +272,12 @@ def test_what_is_outdated_is_made_anew_without_notes_of_snakemake(
     assert heatmap not in outdated(runs, "beyond"), "the usual filters are not all"
     asked = outdated(runs, "beyond", ["perfect", "heatmap"])
     assert asked == [*outdated(runs, "beyond", ["perfect"]), heatmap]
+    # Beyond the paper every run is shown beside the clean network, which it does not need itself.
+    clean = make("clean-r0")
+    clean.path("scan").write_text("{}")
+    assert clean.path("scan") not in outdated(runs[:1])
+    assert clean.path("scan") in outdated(runs[:1], "beyond")
+    clean.path("scan").unlink()
     there = ("--runs", tmp_path, "--attack", "standard", "--p", "15")
     plan = planned(capfd, *there)
     assert (plan["lrp"], plan["gw_clustering"]) == (1, 1)

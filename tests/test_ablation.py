@@ -226,8 +226,14 @@ def test_the_title_names_the_large_changes_and_counts_the_others():
     assert told.index("LRP for brightness") < told.index("transport for Euclid")
     small = points[points.abs() < 10].abs()
     assert rest == f" any other change: {math.ceil(small.max())} or less"
-    few = ablation.finding(GRID[GRID["distance"].eq("mean-distance") | GRID["distance"].eq("gw")])
-    assert few.startswith("Points of AUROC won: ")
+    # Where nothing is large, the largest is named; where there is nothing else, nothing is.
+    cell = ("gamma", "distance-distribution")
+    one = cells([(*cell, "kmeans", 60.0), (*cell, "mixture", 53.6)])
+    (words,) = (w for q, w, *_ in ablation.QUESTIONS if q in set(ablation.contrasts(one)["change"]))
+    assert ablation.finding(one) == f"Points of AUROC won: {words} -6"
+    two = pd.concat([one, cells([("gamma", "mean-distance", "kmeans", 61.0)]),
+                     cells([("gamma", "gw", "kmeans", 63.0)])])  # fmt: skip
+    assert ablation.finding(two) == f"Points of AUROC won: {words} -6; any other change: 2 or less"
 
 
 def test_few_scenarios_get_a_panel_each_and_many_their_mean_and_worst():
@@ -262,6 +268,8 @@ def test_collect_reads_finished_grids_only(tmp_path):
     record = {"n_class": 60, "n_poisoned": 20, "attack_took": True}
     saved = GRID.drop(columns="scenario").to_dict("records")
     run.save("ablation", {"ids": np.arange(3)}, record | {"cells": saved})
+    with pytest.raises(ValueError, match="no run is given"):
+        ablation.collect([])
     table = ablation.collect([run, run])
     assert len(table) == 2 * len(GRID)
     assert list(table.columns[:2]) == ["profile", "scenario"]

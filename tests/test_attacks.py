@@ -252,6 +252,7 @@ def test_a_sticker_on_grey_images_has_its_luminance():
         ("standard-s3-p15-released-r0", 20, "takes 22 pixels of a side that has 20"),
         ("amplitude-a64-p15-r0", 12, "takes 13 pixels"),
         ("amplitude-a64-p15-corners4-r0", 24, "takes 26 pixels"),
+        ("sinusoidal-a20-p15-r0", 17, "takes 18 pixels"),
     ],
 )
 def test_images_that_are_too_small_for_a_trigger_are_refused(text, side, needs):

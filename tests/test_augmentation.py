@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -191,6 +193,39 @@ def test_plain_image_shows_crops_without_borders():
     assert (centre.flatten(2).std(2) < 1e-5).all()
     assert centre.min() > 0.5 * 0.9 * 0.9
     assert centre.max() < 0.5 * 1.1 * 1.1
+
+
+def test_crops_stay_inside_the_image():
+    """Beyond its border an image has nothing but its last pixel, again and again."""
+    ramp = torch.linspace(0.2, 0.6, 32).expand(200, 3, 32, 32)
+    for images, line in ((ramp, lambda x: x[:, 0, 16]), (ramp.mT, lambda x: x[:, 0, :, 16])):
+        steps = line(augment(images, generator())).diff(dim=1)
+        assert (steps.abs() < 1e-6).sum(1).max() <= 2
+        assert (steps > 1e-3).sum(1).min() >= 26
+
+
+def test_contrast_and_saturation_spread_as_in_the_paper_s_transforms():
+    halves = torch.where(torch.arange(32) < 16, 0.4, 0.6).expand(N, 3, 32, 32)
+
+    def difference(images):
+        inner = images[:, :, 12:20, 4:28].flatten(1)
+        return inner.amax(1) - inner.amin(1)
+
+    ours, theirs = (difference(f(halves)) for f in (lambda x: augment(x, generator()), reference))
+    # Times brightness times contrast, both uniform in 0.9 to 1.1; 0.0115 without the contrast.
+    assert theirs.std() == pytest.approx(0.2 * 0.0816, abs=0.0017)
+    assert ours.std() == pytest.approx(0.2 * 0.0816, abs=0.0017)
+    # Chroma beside luminance: a turn of hue and brightness leave it, saturation and contrast (of
+    # which the black corners take a tenth) scale it by 0.9 to 1.1 each.
+    plain = torch.tensor([0.5, 0.45, 0.4])[:, None, None].expand(10 * N, 3, 32, 32)
+    rgb = colours(augment(plain, generator())).double().T
+    grey = 0.299 * rgb[0] + 0.587 * rgb[1] + 0.114 * rgb[2]
+    chroma = torch.hypot(
+        0.596 * rgb[0] - 0.274 * rgb[1] - 0.322 * rgb[2],
+        0.211 * rgb[0] - 0.523 * rgb[1] + 0.312 * rgb[2],
+    )
+    factor = (chroma / grey) / (chroma / grey).mean()
+    assert factor.std() == pytest.approx(0.2 / 12**0.5 * math.hypot(1, 0.9), rel=0.05)
 
 
 @pytest.mark.parametrize("shape", [(2, 1, 28, 28), (2, 3, 32, 48)])

@@ -114,6 +114,58 @@ def test_spread_needs_repetitions():
     assert answer("a clear advantage", *rows)[0] == HOLDS
 
 
+def standard(percent, **more):
+    return network(f"standard-s3-p{percent}-r0", **more)
+
+
+RAW = {"n": (813, 2463), "raw_pca": (65.0, 51.0, 72.0), "raw_fastica": (63.0, 32.0, 78.0)}
+
+
+@pytest.mark.parametrize(
+    ("sentence", "right", "wrong"),
+    [
+        ("in both cases the accuracy", standard("33", **RAW),
+         standard("33", **RAW | dict.fromkeys(("raw_pca", "raw_fastica"), POOR))),
+        ("using PCA performs better", standard("33", **RAW),
+         standard("33", raw_pca=(60.0, 32.0, 80.0), raw_fastica=(60.0, 51.0, 80.0))),
+        ("the attack success rate for all", standard("10", heatmap=GOOD),
+         standard("10", asr=98.0, heatmap=GOOD)),
+        ("both accuracy and true positive", standard("10", heatmap=GOOD),
+         standard("10", heatmap=(98.9, 89.0, 100.0))),
+        ("Heatmap clustering has a close", standard("05", heatmap=GOOD),
+         standard("05", heatmap=(99.0, 99.0, 98.9))),
+        ("For 33%, 15% and 10%", standard("10", activation=GOOD),
+         standard("10", activation=(99.0, 90.0, 100.0))),
+    ],
+)  # fmt: skip
+def test_each_rule_tells_right_from_wrong(sentence, right, wrong):
+    assert answer(sentence, right)[0] == HOLDS
+    assert answer(sentence, wrong)[0] == NOT
+    failed = network("amplitude-a64-p33-r0", took=False, heatmap=POOR)
+    assert answer(sentence, failed)[0] == OPEN, "of another attack"
+
+
+@pytest.mark.parametrize(("rank", "verdict"), [(50.0, HOLDS), (90.0, NOT)])
+def test_spectral_signatures_are_judged_on_label_consistent_poison(rank, verdict):
+    plain = standard("15", spectral=(50.0, 50.0, 50.0, 95.0))
+    consistent = network("label_consistent-s3-p15-r0", spectral=(50.0, 50.0, 50.0, rank))
+    told, here = answer("[on Clever Hans artifacts]", plain, consistent)
+    assert told == verdict
+    assert here.startswith(f"as an inference: AUROC {rank} on label-consistent, 95.0 on standard")
+    assert answer("[on Clever Hans artifacts]", consistent)[0] == OPEN
+
+
+def test_the_spread_may_come_from_the_tnr():
+    rows = [
+        network(f"label_consistent-s3-p33-r{r}", heatmap=GOOD, activation=(a, 97.0 + r / 10, a))
+        for r, a in enumerate((99.0, 80.0))
+    ]
+    verdict, here = answer("Most of this effect", *rows)
+    assert (verdict, here) == (
+        HOLDS, "label-consistent: 9.50 beside 0.05 of the TPR at 33 %",
+    )  # fmt: skip
+
+
 def test_sentences_on_label_consistent_poison_leave_out_no_rate():
     often = network("label_consistent-s3-p15-r0", heatmap=PERFECT, activation=GOOD)
     rare = network("label_consistent-s3-p02-r0", heatmap=POOR, activation=POOR)

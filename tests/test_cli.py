@@ -1,6 +1,7 @@
 """The command line: what it prints and how it fails."""
 
 import json
+import os
 
 import pytest
 from runs import finish
@@ -42,6 +43,8 @@ def test_status_estimates_the_rest_from_what_is_finished(tmp_path, capsys):
     assert main(["status", *place, "--scenarios", done, missing]) == 0
     first, _, last = capsys.readouterr().out.splitlines()
     assert first == f"{done}: complete"
+    # The finished one took 2 + 100 + 30 + 7 s; each of the four steps needs a kernel to start.
+    assert pytest.approx(3, abs=0.5) == (2 + 100 + 30 + 7 + 4 * workflow.STARTUP) / 60
     assert last == "1 of 2 runs finished, about 3 min left on 1 job"
 
 
@@ -92,7 +95,13 @@ def test_runs_that_cannot_be_are_refused_before_anything_starts(arguments, words
 
 def test_run_calls_the_workflow_with_all_settings(monkeypatch, tmp_path, capsys):
     called = []
-    monkeypatch.setattr(workflow, "execute", lambda words, *_, **__: called.append(words) or 0)
+
+    def execute(words, *_, hold):
+        assert os.fstat(hold), "the sign of being at work"
+        called.append(words)
+        return 0
+
+    monkeypatch.setattr(workflow, "execute", execute)
     monkeypatch.setattr(workflow, "SIGN", tmp_path / "notes" / "alive")
     place = ["--profile", "tiny", "--runs", str(tmp_path), "--jobs", "3", "--minutes", "7"]
     asked = ["standard-s3-p15-r0", "clean-r0"]

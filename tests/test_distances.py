@@ -121,7 +121,6 @@ def test_barycentre_collapses_above_the_threshold_only(weights):
     moments = distances.distance_moments(members)
     clouds = [gw.point_cloud(row) for row in members]
     threshold = distances.collapse_threshold(moments)
-    assert 0.005 < threshold < 0.05
     collapsed = gw.barycentre(clouds, 0.1, rng=np.random.default_rng(0))
     np.testing.assert_allclose(collapsed.C, moments.mean.mean(), atol=1e-8)
     # POT takes minutes to converge down here; a few rounds show that nothing dies out.

@@ -130,3 +130,5 @@ def test_a_saved_picture_is_shown_as_wide_as_it_was_made(tmp_path, monkeypatch):
 def test_show_refuses_an_empty_alt(alt):
     with pytest.raises(ValueError, match="alt is empty"):
         figures.show(plt.figure(), alt=alt)
+    with pytest.raises(ValueError, match="alt is empty"):
+        figures.show_file("figures/scoreboard.png", alt=alt)

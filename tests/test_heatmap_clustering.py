@@ -1,5 +1,6 @@
 import warnings
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from suspects import HEATMAPS, N
 
 from nbsupport import barycentres, distances, gw
 from nbsupport.embeddings import sliced_quantiles
-from nbsupport.heatmap_clustering import HeatmapClustering
+from nbsupport.heatmap_clustering import HeatmapClustering, _one_against_all
 from nbsupport.transport import HeatmapSpaces, match
 
 
@@ -43,11 +44,24 @@ def test_closed_form_reaches_the_best_split():
     m1 = np.sort(moments.mean)
     split = min(k * m1[:k].var() + (N - k) * m1[k:].var() for k in range(1, N))
     assert fitted.inertia_ == pytest.approx(split + (moments.second - moments.mean**2).sum())
-    assert fitted.epsilon_star_ < 0.1
+    clusters = [distances.distance_moments(gw.grid_weights(HEATMAPS[fitted.labels_ == k]))
+                for k in range(2)]  # fmt: skip
+    thresholds = [distances.collapse_threshold(moments) for moments in clusters]
+    assert fitted.epsilon_star_ == pytest.approx(max(thresholds))
+    assert max(thresholds) > 1.01 * min(thresholds), "or the test could not tell"
+
+
+def test_released_start_is_one_map_against_all():
+    geometry = SimpleNamespace(n=5, rng=np.random.default_rng(0), mean=lambda mask: mask)
+    others, one = _one_against_all(geometry, 2)
+    assert one.sum() == 1
+    assert np.array_equal(others, ~one)
+    drawn = {_one_against_all(geometry, 2)[1].argmax() for _ in range(50)}
+    assert drawn == set(range(5))
 
 
 @pytest.mark.parametrize("metric", ["gw", "mean-distance", "euclidean", "sliced-wasserstein"])
-def test_released_start_is_one_map_against_all(metric):
+def test_released_start_serves_every_metric(metric):
     with pytest.raises(ValueError, match="max_iter is 0; needs 1 round or more"):
         HeatmapClustering(metric, max_iter=0).fit(HEATMAPS)
     start = HeatmapClustering(metric, epsilon=0.01, start="released", max_iter=1, n_init=1)

@@ -261,12 +261,28 @@ def test_the_validation_tracks_follow_the_seed(official, tmp_path):
     assert signs(0) != signs(1)
 
 
-def test_the_official_counts_and_validation_shares():
+def test_the_official_counts():
     assert sum(gtsrb.EXPECTED["official"]["Final_Training"]) == 39209
     assert sum(gtsrb.EXPECTED["official"]["Final_Test"]) == 12630
-    chosen = [round(layouts._VALIDATION_SHARE * round(n / 30)) * 30
-              for n in gtsrb.EXPECTED["official"]["Final_Training"]]  # fmt: skip
-    assert (chosen[2], chosen[5]) == (240, 210)
+
+
+def test_a_ninth_of_the_tracks_validates(official, tmp_path, monkeypatch):
+    """62 tracks of class 5 make 7 for validation, as many as in the paper's split (55 and 7)."""
+    place = official / "GTSRB" / "Final_Training" / "Images" / "00005"
+    lines = (place / "GT-00005.csv").read_text().splitlines()
+    for track in range(TRACKS, 62):
+        for frame in range(2):
+            name = f"{track:05d}_{frame:05d}.ppm"
+            picture(np.random.default_rng(track), 5).save(place / name)
+            lines.append(f"{name};32;32;5;5;27;27;5")
+    (place / "GT-00005.csv").write_text("\n".join(lines) + "\n")
+    counts = [2 * TRACKS] * 43
+    counts[5] = 2 * 62
+    expected = gtsrb.EXPECTED["official"] | {"Final_Training": tuple(counts)}
+    monkeypatch.setitem(gtsrb.EXPECTED, "official", expected)
+    validation = load(official, tmp_path).validation
+    assert len(validation.of_class(5).tracks.unique()) == 7
+    assert len(validation.of_class(4).tracks.unique()) == 1
 
 
 # ---- problems, by name

@@ -37,6 +37,8 @@ def test_undefined_rates_are_nan():
 def test_scores_and_classes_are_no_flags(wrong):
     with pytest.raises(ValueError, match="flagged must be"):
         metrics.confusion([0, 1], wrong)
+    with pytest.raises(ValueError, match="truth has 2 images, flagged 3; join them by id"):
+        metrics.confusion([0, 1], [0, 1, 1])
 
 
 def test_order_never_matters_when_joined_by_id():

@@ -15,6 +15,7 @@ import numpy as np
 import owned
 import pandas as pd
 import pytest
+from runs import shown
 
 from nbsupport import ROOT, ablation, artifacts, results
 from nbsupport.scenarios import Profile, Scenario
@@ -98,7 +99,7 @@ def test_a_killed_run_goes_on_with_what_is_missing(chain, run):
     assert "rule training" in log
 
 
-def test_progress_is_counted_and_never_silent_for_long(chain):
+def test_progress_is_counted_and_names_the_notebook(chain):
     log = chain[2]
     assert re.search(r"\d+ of \d+ steps \(100%\) done", log)
     assert "[02_training standard-s3-p15-r0] training: " in log
@@ -301,7 +302,7 @@ def test_the_overview_shows_what_is_finished(chain, tmp_path):
     out = tmp_path / "out.ipynb"
     done = papermill("00_overview", out, "nbsupport", profile="tiny", runs=chain[0])
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "✓" in out.read_text()
+    assert "✓" in shown(out)
 
 
 def test_a_network_of_your_own_is_asked(tmp_path):

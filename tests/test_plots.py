@@ -241,6 +241,13 @@ def test_score_histogram_shares_bins_and_counts_all():
     labels = [text.get_text() for text in fig.legends[0].get_texts()]
     assert labels == ["clean (n = 300)", "poisoned (n = 20)"]
     assert fig.axes[0].get_yscale() == "log"
+    # An outline runs along the tops of the bars and back along the ground.
+    outlines = [bars.get_xy() for bars in fig.axes[0].patches]
+    edges = [np.unique(outline[:, 0]) for outline in outlines]
+    assert np.array_equal(*edges)
+    assert len(edges[0]) == 41
+    tops = [outline[1:-1:2, 1][:40] for outline in outlines]
+    assert [top.sum() for top in tops] == [300, 20]
 
 
 def test_score_grid_has_a_row_for_each_run_and_a_column_for_each_method():

@@ -123,6 +123,27 @@ def test_only_the_chosen_training_images_are_missing(run, fitted):
     assert len(found["history"]) == PROFILE.epochs
 
 
+def test_all_else_is_as_in_the_first_training(run, monkeypatch):
+    attack, told = run.scenario, {}
+
+    def build(kind, **options):
+        told["build"] = (kind, options)
+        return network(seed=options["seed"])
+
+    def fit(model, train, validation, profile, **options):
+        told["fit"] = (profile, options["seed"])
+        return []
+
+    monkeypatch.setattr(retraining, "build", build)
+    monkeypatch.setattr(retraining, "fit", fit)
+    retraining.choose(run, "perfect")
+    retraining.retrain(run, "perfect", "auto", CPU)
+    assert told["build"] == (
+        "inception", {"dropout": PROFILE.dropout, "seed": attack.seed("weights")},
+    )  # fmt: skip
+    assert told["fit"] == (PROFILE, attack.seed("training"))
+
+
 def test_a_retraining_goes_on_after_an_interruption(run):
     retraining.choose(run, "perfect")
     stage = "retrained/perfect/training"

@@ -311,6 +311,17 @@ def test_any_table_can_be_exported_with_the_runs_it_names(make, tmp_path):
     assert list(json.loads(paths[-1].read_text())["runs"]) == ["fast/standard-s3-p33-r0"]
 
 
+def test_rows_go_by_scenario_and_ours_come_last():
+    methods = ["poison_detector", "heatmap", "raw_pca", "activation"]
+    names = ["standard-s3-p33-r0", "amplitude-a64-p33-r0"]
+    rows = pd.DataFrame([{"scenario": n, "method": m} for n in names for m in methods])
+    assert tables.in_order(rows).to_numpy().tolist() == [
+        [name, method]
+        for name in reversed(names)
+        for method in ("raw_pca", "activation", "heatmap", "poison_detector")
+    ]
+
+
 def test_detections_count_the_images_of_all_repetitions(make):
     perfect = dict.fromkeys(("activation", "heatmap"), (34, 0, 1650, 0))
     runs = [

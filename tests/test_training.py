@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch import nn
 
+from nbsupport import devices
 from nbsupport.artifacts import STAGES, Run
 from nbsupport.data import Split
 from nbsupport.evaluation import predict
 from nbsupport.scenarios import PROFILES, Scenario
-from nbsupport.training import TrainingError, fit, identity
+from nbsupport.training import TrainingError, _optimizer, fit, identity
 
 CPU = torch.device("cpu")
 CONSTANT = replace(PROFILES["paper"], batch_size=16, epochs=4, learning_rate=3e-3, data="synthetic")
@@ -86,6 +87,30 @@ def test_learning_rate_follows_the_schedule(train, validation):
     cycle = [epoch.learning_rate for epoch in run(train, validation, ONE_CYCLE)[1]]
     assert cycle[0] == max(cycle) <= ONE_CYCLE.learning_rate
     assert cycle[-1] < ONE_CYCLE.learning_rate / 100
+
+
+@pytest.mark.parametrize(
+    ("profile", "kind"), [("paper", torch.optim.Adam), ("fast", torch.optim.AdamW)]
+)
+def test_the_optimiser_is_that_of_the_profile(profile, kind):
+    profile = replace(PROFILES[profile], weight_decay=0.07)
+    optimizer, _ = _optimizer(network(), profile, steps=10)
+    assert type(optimizer) is kind
+    (group,) = optimizer.param_groups
+    assert group["weight_decay"] == 0.07
+
+
+@pytest.mark.parametrize("precision", ["auto", "fp32"])
+@pytest.mark.parametrize("half", [False, True], ids=["slow at bfloat16", "quick at bfloat16"])
+def test_training_computes_in_the_precision_of_the_profile(
+    train, validation, half, precision, monkeypatch
+):
+    monkeypatch.setattr(devices, "_has_bf16", lambda _: half)
+    kinds, model = set(), network()
+    model[-1].register_forward_hook(lambda m, _, y: kinds.add(y.dtype) if m.training else None)
+    profile = replace(ONE_CYCLE, epochs=1, precision=precision)
+    fit(model, train, validation, profile, seed=0, device=CPU)
+    assert kinds == {torch.bfloat16 if half and precision == "auto" else torch.float32}
 
 
 def test_best_weights_are_restored(train, validation):

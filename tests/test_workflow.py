@@ -7,11 +7,12 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pandas as pd
 import pytest
-from runs import finish
+from runs import finish, shown
 
 from nbsupport import ROOT, artifacts, results, workflow
 from nbsupport.artifacts import Run
@@ -105,16 +106,12 @@ def test_locks_are_not_taken_from_a_run_that_is_at_work(monkeypatch, tmp_path, c
     # The command that a killed run leaves behind is at work as well.
     monkeypatch.undo()
     monkeypatch.setattr(workflow, "SIGN", tmp_path / "notes" / "alive")
-    code = "import sys; print(1, flush=True); sys.stdin.read()"
+    stays = "import os, time; os.fork() or time.sleep(3)"  # the child outlives the command
     with workflow.alive() as sign:
-        child = subprocess.Popen(
-            [sys.executable, "-c", code], pass_fds=(sign,),
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        )  # fmt: skip
-        assert child.stdout.readline() == "1\n"
+        assert workflow.execute([sys.executable, "-c", stays], hold=sign) == 0
     with pytest.raises(ValueError, match="another run is at work"), workflow.alive(alone=True):
         pass
-    child.communicate(timeout=20)
+    time.sleep(4)  # it has gone
     with workflow.alive(alone=True):
         pass
     # A file system without locks, or a checkout that cannot be written to: nothing is held.
@@ -412,10 +409,9 @@ def test_a_failed_job_fails_the_workflow_and_leaves_its_notebook(scheduler, tmp_
     assert not run.path("attack").exists()
     (log,) = scheduler[1].glob("*.log")
     assert "missing, truncated or not what training.json describes" in log.read_text()
-    assert "ArtifactError" in (run.folder / "01_attacks.ipynb").read_text()
+    assert "ArtifactError" in shown(run.folder / "01_attacks.ipynb")
 
 
-@pytest.mark.notebooks
 def results_notebook(out, runs, published, keep="ask"):
     """Run notebook 5 on profile fast, without the images of GTSRB."""
     return subprocess.run(
@@ -438,6 +434,7 @@ def first_machine(tmp_path_factory):
     return base
 
 
+@pytest.mark.notebooks
 def test_pictures_of_gtsrb_stay_beside_the_runs(first_machine):
     published = first_machine / "published"
     beside = {path.stem for path in (first_machine / "runs" / "fast" / "figures").iterdir()}
@@ -447,7 +444,7 @@ def test_pictures_of_gtsrb_stay_beside_the_runs(first_machine):
         "detection_rates", "localisation", "networks", "without_poison", "strength", "claims",
         "detections",
     }  # fmt: skip
-    assert "Figure 5 is missing" in (first_machine / "out.ipynb").read_text()
+    assert "Figure 5 is missing" in shown(first_machine / "out.ipynb")
     for name in ("table1", "scoreboard", "detection_rates"):
         note = json.loads((published / f"{name}.json").read_text())
         stages = note["runs"]["fast/standard-s3-p15-r0"]
@@ -455,6 +452,7 @@ def test_pictures_of_gtsrb_stay_beside_the_runs(first_machine):
         assert note["libraries"]["torch"]
 
 
+@pytest.mark.notebooks
 def test_published_tables_travel_from_machine_to_machine(first_machine, tmp_path):
     published, other = tmp_path / "published", tmp_path / "elsewhere"
     shutil.copytree(first_machine / "published", published)
@@ -484,4 +482,4 @@ def test_published_tables_travel_from_machine_to_machine(first_machine, tmp_path
     assert done.returncode == 0, done.stderr[-3000:]
     again = {path: path.read_bytes() for path in published.iterdir() if path.suffix != ".json"}
     assert [path.name for path in tables if again[path] != tables[path]] == []
-    assert "Figure 3 is missing" in (tmp_path / "none.ipynb").read_text()
+    assert "Figure 3 is missing" in shown(tmp_path / "none.ipynb")

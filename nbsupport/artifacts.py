@@ -253,7 +253,7 @@ class Run:
                     _to_disk(file)
                 os.replace(temporary, self.payload(stage))
                 os.replace(note, self.path(stage))
-                _READ[self.payload(stage).resolve()] = body["payload"][STAGES[stage].payload]
+                self._remember(body)
         except OSError as error:
             raise ArtifactError(
                 f"{self.folder}: {stage} could not be written ({error.strerror or error}); free "
@@ -313,7 +313,6 @@ class Run:
                 raise ArtifactError(
                     f"{file} is missing, truncated or not what {path.name} describes; {remedy}"
                 )
-            _READ[file.resolve()] = digest
         for key, digest in body["made_from"].items():
             file = self.folder / key
             if not file.exists():
@@ -328,7 +327,7 @@ class Run:
 
     def arrays(self, stage: str) -> dict[str, np.ndarray]:
         """Read a stage's arrays, checked as in `load`."""
-        self.load(stage)
+        self._remember(self.load(stage))
         with np.load(self.payload(stage), allow_pickle=False) as arrays:
             return {name: arrays[name] for name in arrays.files}
 
@@ -336,8 +335,12 @@ class Run:
         """Read a stage's weights as torch tensors, checked as in `load`."""
         from safetensors.torch import load_file
 
-        self.load(stage)
+        self._remember(self.load(stage))
         return load_file(self.payload(stage))
+
+    def _remember(self, record: Mapping[str, Any]) -> None:
+        """Keep the checksums of what is read now, for the records of what is made from it."""
+        _READ.update({(self.folder / name).resolve(): d for name, d in record["payload"].items()})
 
     def has(self, stage: str) -> bool:
         """Whether a stage is finished and sound."""
@@ -450,7 +453,7 @@ def library_versions() -> dict[str, str]:
 
 
 _READ: dict[Path, str] = {}
-"""Checksum of each payload as this process last read or wrote it."""
+"""Checksum of each payload as this process last read or wrote its content."""
 
 
 def _as_read(payload: Path) -> str:

@@ -145,8 +145,8 @@ CLUSTER_ANALYSES = ("smaller", "relative-size", "silhouette", "distance")
 
 
 def _solver(X: np.ndarray) -> str:
-    """Choose how PCA is solved: by d x d covariances, unless many features make them too large."""
-    return "covariance_eigh" if X.shape[1] <= 4096 else "full"
+    """Choose how PCA is solved: by d x d covariances, unless they are larger than X, and large."""
+    return "covariance_eigh" if X.shape[1] <= max(4096, len(X)) else "full"
 
 
 class RawClustering(_ReducedKMeans):

@@ -72,7 +72,9 @@ class Split:
     def __post_init__(self):
         for name, value in vars(self).items():
             if isinstance(value, np.ndarray):
-                object.__setattr__(self, name, torch.from_numpy(np.ascontiguousarray(value)))
+                object.__setattr__(
+                    self, name, torch.from_numpy(np.require(value, requirements=("C", "W")))
+                )
         n = len(self.labels)
         if self.tracks is None:
             object.__setattr__(self, "tracks", torch.full((n,), -1))

@@ -583,12 +583,12 @@ ERRATA = (
     Erratum(
         "stretch", "code", "Section 5.4",
         "the fewest pixels that carry 99 % of the relevance",
-        "The released code first stretches each map from its minimum to its maximum, so that no "
-        "relevance of the map becomes some; where the logit is negative, the order is turned over.",
+        "The released code first stretches each map so that its lowest value becomes 0; where the "
+        "logit is negative, that turns the order over.",
         "Its step from heatmap to point cloud subtracts the minimum and divides by the range.",
-        "Relevance as it is. HeatmapClustering(negative='minmax') is the released form: the same "
-        "rates on the seven networks where both were tried (standard-s3-p10-r1, "
-        "label_consistent-s3-p15-r3 to r8).",
+        "Relevance as it is; its magnitude where none is positive. "
+        "HeatmapClustering(negative='minmax') is the released form; notebook 4 counts the images "
+        "that it judges otherwise.",
     ),
     Erratum(
         "lrp-rule", "code", "Sections 5.4 and 6.2",
@@ -664,8 +664,8 @@ ERRATA = (
         "sticker at random in a central window of 10 x 15 pixels",
         "The released code draws from four positions only: rows 16, 19 and columns 16, 17; "
         "label-consistent ones from rows 16, 24 and columns 10, 22.",
-        "It draws from pairs of numbers, where older lines draw from the range between them; no "
-        "such range is 10 by 15.",
+        "It draws from pairs of numbers; older lines, commented out, draw from ranges (10 to 22, "
+        "16 to 24), and none is 10 by 15.",
         "The window; the four positions are an option.",
     ),
     Erratum(

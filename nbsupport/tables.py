@@ -298,10 +298,10 @@ def detections(
     Returns
     -------
     DataFrame
-        All text. Behind poisoned images and those of their class stands their share of all
-        training images. Rates of a method are ACC / TPR / TNR in percent; behind those of Heatmap
-        Clustering stand the printed ones, if they can be compared. A star behind the attack success
-        (the mean of the runs) marks that it did not take in at least one run.
+        All text. Poisoned images are counted among those of their class and, in brackets, told as
+        a share of all training images. Rates of a method are ACC / TPR / TNR in percent; behind
+        those of Heatmap Clustering stand the printed ones, if they can be compared. A star behind
+        the attack success (the mean of the runs) marks that it did not take in at least one run.
     """
     methods, lines = list(methods), []
     names = [figures.method_style(m).label for m in methods]
@@ -321,7 +321,7 @@ def detections(
         if not all(map(math.isnan, values)):
             rates["the paper's"] = " / ".join(map(_figure, values))
         n = ours[["n_poisoned", "n_class", "poison_rate_dataset"]].mean()
-        share = f"{n['poison_rate_dataset']:.2g} %"
+        share = f"{n['poison_rate_dataset']:.2g} % of all"
         lines.append(
             {
                 "experiment": name,

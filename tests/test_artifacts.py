@@ -37,17 +37,27 @@ def saved(run):
     return run
 
 
-def test_a_record_names_its_inputs_as_they_were_read(saved):
-    read, payload = saved.arrays("attack"), saved.payload("attack")
-    kept = payload.read_bytes()
-    for change in (lambda: payload.write_bytes(b"made anew meanwhile"), payload.unlink):
+def test_a_record_names_its_inputs_as_they_were_read(saved, monkeypatch):
+    """Another process may make them anew while this one computes."""
+    monkeypatch.setattr(artifacts, "_READ", {})
+    saved.arrays("attack")
+    payload, record = saved.payload("attack"), saved.path("attack")
+    kept, before = {path: path.read_bytes() for path in (payload, record)}, checksum(payload)
+
+    def made_anew():
+        with monkeypatch.context() as there:
+            there.setattr(artifacts, "_READ", {})
+            saved.save("attack", ARRAYS | {"ids": np.arange(9)}, {})
+        assert saved.load("attack"), "to look at the record is not to read the arrays"
+
+    for change in (made_anew, payload.unlink):
         change()
         saved.save("training", {"w": torch.ones(2)}, {}, made_from=((saved, "attack"),))
         with pytest.raises(ArtifactError, match=r"stale|which is missing"):
             saved.load("training")
-        payload.write_bytes(kept)
-        assert saved.load("training")["made_from"] == {"attack.npz": checksum(payload)}
-    assert read.keys() == ARRAYS.keys()
+        for path, content in kept.items():
+            path.write_bytes(content)
+        assert saved.load("training")["made_from"] == {"attack.npz": before}
 
 
 def leftovers(folder):

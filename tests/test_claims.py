@@ -102,6 +102,10 @@ def test_spread_needs_repetitions():
         "label-consistent: 9.50 against 0.10 at 33 % (2 networks); 30 times would do, in print it "
         "is 36 and 63",
     )
+    twenty = network(
+        "label_consistent-s3-p33-r1", heatmap=(99.2, 9.0, 9.0), activation=(95.0, 9.0, 9.0)
+    )
+    assert answer(ask, rows[0], twenty)[0] == NOT, "20 times are no two orders, nor nearly"
     assert answer("Most of this effect", *rows)[0] == NOT
     assert answer("a clear advantage", *rows)[0] == NOT, "a tie in one network"
     rows[0] = network("label_consistent-s3-p33-r0", heatmap=(99.0, 99.5, 100.0), activation=GOOD)

@@ -59,6 +59,7 @@ def test_a_split_of_unequal_columns_is_refused():
 
 def test_a_split_takes_arrays():
     images = np.arange(24, dtype=np.uint8).reshape(2, 2, 2, 3).transpose(0, 3, 1, 2)[::-1]
+    images.flags.writeable = False  # as of a file that is mapped
     split = data.Split(images, np.array([1, 2]), np.arange(2))
     assert torch.equal(split.images, torch.from_numpy(images.copy()))
     assert split.select(split.labels == 2).ids.tolist() == [1]

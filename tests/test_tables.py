@@ -343,7 +343,7 @@ def test_detections_count_the_images_of_all_repetitions(make):
     # 3,366 of 3,368 and 3,299 of 3,300 are not 100 %.
     assert rare["PoisonDetector"] == "99.9 / 98.5 / 99.97"
     assert rare["the paper's"] == "52.9 / 0.0 / 53.9"
-    assert rare["poisoned"] == "20 of 60 (0.12 %)"
+    assert rare["poisoned"] == "20 of 60 (0.12 % of all)"
     assert faint["attack"] == "MASR 88.5 *"
     text = tables.detections(results.collect(runs[1:2]), ["heatmap"])
     assert text["missed"].tolist() == ["0 of 34"]

@@ -1,4 +1,4 @@
-"""Numbers in the README's sentences are those of the published tables."""
+"""Numbers in the sentences of the README, and of the results in full, are those of the tables."""
 
 import re
 
@@ -8,7 +8,8 @@ import pytest
 from nbsupport import ROOT, ablation, lrp, paper
 from nbsupport.scenarios import PAPER
 
-TEXT = " ".join((ROOT / "README.md").read_text().split())
+PAGES = [(ROOT / name).read_text() for name in ("README.md", "figures/README.md")]
+TEXT = " ".join(" ".join(PAGES).split())
 COUNTS = ["n_tp", "n_fn", "n_tn", "n_fp"]
 WORDS = [
     "no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven",
@@ -94,7 +95,10 @@ def what_came_out():
     assert attacked.named == "5 (evidence)"
     yield f"`PoisonDetector` names none of the {clean.classes} classes"
     yield f"accuses none of the {clean.images:,} images looked at (up to {clean.per_class} a class)"
-    yield f"accuses {WORDS[attacked.accused]} images of its sample of {attacked.per_class}, all"
+    yield (
+        f"accuses {WORDS[attacked.accused]} images of its sample of {attacked.per_class}, all "
+        "poisoned"
+    )
     (missed,) = judged("poison_detector").loc[["blended-a20-p15"]].tpr
     assert missed == 0
 
@@ -120,10 +124,13 @@ def where_we_stand():
 
     cells = read("scoreboard").set_index("method")
     assert cells.loc["poison_detector"].worse == 2
+    yield f"comes out worse than printed in {cells.loc['heatmap'].worse} rates"
     yield "these are the two rates in which `PoisonDetector` stays behind the paper"
     here = set(PAPER) & set(read("networks").scenario)
     yield f"Of its {len(PAPER)} runs {len(here)} are published here"
-    yield f"ten times, {WORDS[len(PAPER) - len(here)]} are still to come"
+    left = WORDS[len(PAPER) - len(here)]
+    yield f"ten times, {left} are still to come"
+    yield f"{left.capitalize()} of the paper's {len(PAPER)} runs are still to come"
 
     faint = network("amplitude-a64-p33-r1")
     yield f"(silhouette {faint['silhouette']:.2f}) than those of some clean classes"
@@ -164,44 +171,40 @@ def after_detection():
     before, ours, lot, theirs, perfect = left.loc[
         ["before", "poison_detector", "random", "heatmap", "perfect"]
     ].itertuples()
-    yield f"where {before.success:.1f} % of the triggered 50s are read as 80"
-    yield f"read as 80, {ours.success:.1f} % are left after `PoisonDetector`"
+    yield f"reads {before.success:.1f} % of the triggered 50s as 80"
+    yield (
+        f"without the {ours.removed} images that `PoisonDetector` accuses, {ours.success:.1f} % "
+        "are left (one poisoned image stays"
+    )
     assert ours.poison_left == 1
-    yield f"took away {ours.removed} images (one poisoned image stays"
     yield f"the network that nobody attacked reads {network('clean-r0')['asr']:.1f} % so)"
     assert ours.success == perfect.success
     yield f"as many as after all {perfect.poison_removed} poisoned ones are taken away"
-    yield f"Without {lot.removed} images drawn by lot it is {lot.success:.1f} %"
+    yield f"without {lot.removed} images drawn by lot it is {lot.success:.1f} %"
     yield f"without the {theirs.removed} that the paper's Heatmap Clustering accuses, "
-    yield f"{WORDS[theirs.poison_removed]} of them poisoned, {theirs.success:.1f} %"
+    yield f"{WORDS[theirs.poison_removed]} of them poisoned, it is {theirs.success:.1f} %"
 
 
 def ablations():
     table = read("ablation")
     tried = table.groupby(["representation", "distance", "clusterer"]).ngroups
     runs = WORDS[table.scenario.nunique()]
-    yield f"[{tried} combinations](figures/ablation.png) on {runs} networks"
+    yield f"[{tried} combinations](ablation.png) of representation, distance and clusterer, each on"
+    yield f"each on {runs} networks with moving stickers"
     lines = ablation.contrasts(table).set_index("change")
-    image, gradients, moved, barycentre = (
-        lines.loc[name]
-        for name in (
-            "explain the network, not the image",
-            "explain by LRP, not by gradients",
-            "move mass, do not compare pixels",
-            "a barycentre that did not collapse",
-        )
-    )
-    low, high = image.lowest, image.highest
-    yield f"(+{image.separation:.0f}, {low:.0f} to {high:.0f})"
-    yield f"(+{gradients.separation:.0f}, {gradients.lowest:.0f} to {gradients.highest:.0f})"
-    yield f"(+{moved.separation:.0f}, {moved.lowest:.0f} to +{moved.highest:.0f})"
-    yield f"nothing ({barycentre.separation:.1f}, {barycentre.lowest:.0f} to 0)"
-    within, gaussians = (
-        lines.loc[name]
-        for name in ("compare distances within, not maps", "two Gaussians for two means")
-    )
-    yield f"need not be GW ({within.separation:.0f} against sliced Wasserstein)"
-    yield f"nothing further apart (+{gaussians.separation:.1f})"
+    for change, said in {
+        "explain the network, not the image": "relevance instead of brightness",
+        "explain by LRP, not by gradients": "LRP instead of gradients",
+        "move mass, do not compare pixels": (
+            "a distance that moves mass instead of comparing pixel by pixel"
+        ),
+        "compare distances within, not maps": "Gromov-Wasserstein instead of sliced Wasserstein",
+        "a barycentre that did not collapse": "a barycentre that did not collapse",
+        "two Gaussians for two means": "two Gaussians instead of two means",
+    }.items():
+        mean, low, high = lines.loc[change, ["separation", "lowest", "highest"]]
+        digits = 0 if abs(mean) >= 1 else 1
+        yield f"| {said} | {mean:+.{digits}f} | {low:+.0f} to {high:+.0f} |"
     rare = table[table.scenario == "standard-s3-p02-r0"]
     rare = ablation.contrasts(rare).set_index("change").balanced["two Gaussians for two means"]
     yield f"at 2 %, balanced accuracy +{rare:.0f}"
@@ -217,7 +220,10 @@ def ablations():
     two = table[table.scenario == "standard-s3-p02-r0"]
     parts = two.representation == "activations", two.representation.isin(lrp.COMPOSITES)
     rare = [two[part].separation.max() for part in parts]
-    yield "no cell on activations exceeds {:.0f}, where relevance reaches {:.0f}".format(*rare)
+    yield (
+        f"no combination on activations exceeds {rare[0]:.0f}, where relevance reaches "
+        f"{rare[1]:.0f}"
+    )
 
 
 def seen_when_choosing():

@@ -319,15 +319,27 @@ def test_makefile_takes_lists_from_loops_and_refuses_unknown_settings():
     assert "SCENARIOS" in wrong.stderr
 
 
-def test_the_readme_names_files_that_exist():
-    text = (ROOT / "README.md").read_text()
-    for link in re.findall(r"\]\((?!https?:|#)([^)#]+)\)", text):
-        assert (ROOT / link).exists(), f"README links to {link}"
+@pytest.mark.parametrize(
+    "page", ["README.md", "data/README.md", "figures/README.md", "benchmarks/README.md"]
+)
+def test_a_readme_names_what_exists(page):
+    text = (ROOT / page).read_text()
+    for link in re.findall(r"\]\((?!https?:)([^)]+)\)", text):
+        name, _, anchor = link.partition("#")
+        target = (ROOT / page).parent / name if name else ROOT / page
+        assert target.exists(), f"{page} links to {link}"
+        assert not anchor or anchor in anchors(target), f"{page} links to {link}"
     for picture in re.findall(r"!\[([^\]]*)\]", text):
         assert picture.strip(), "a picture without alt text"
     targets = set(re.findall(r"\bmake ([a-z-]+)", text))
     known = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
     assert targets <= known
+
+
+def anchors(page):
+    """Headings as GitHub names them."""
+    heads = re.findall(r"^#+ (.*)$", page.read_text(), re.M)
+    return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
 
 
 @pytest.mark.parametrize("name", ["slurm", "kubernetes"])

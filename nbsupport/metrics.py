@@ -7,19 +7,22 @@ NaN, never 0 or 100.
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy.special import stdtrit
 
 __all__ = [
     "Audit", "Confusion", "Interval", "asr", "audit", "auroc", "average_precision", "confusion",
-    "confusion_by_id", "implied_share", "masr", "per_class_asr", "pooled",
-    "recover_counts", "shuffled_auroc", "spread_range", "wilson",
+    "confusion_by_id", "difference", "implied_share", "masr", "per_class_asr", "pooled",
+    "recover_counts", "shuffled_auroc", "spread_range", "summarised", "wilson",
 ]  # fmt: skip
 
 NAN = float("nan")
+
+_NORMAL = NormalDist().inv_cdf(0.975)
 
 LAST_DIGIT = 0.01
 """A unit of the last digit that the paper prints, in percentage points."""
@@ -269,7 +272,7 @@ def wilson(k: int, n: int) -> Interval:
         raise ValueError(f"{k} hits among {n}: expected 0 <= k <= n")
     if n == 0:
         return Interval(NAN, NAN, NAN)
-    z = NormalDist().inv_cdf(0.975)
+    z = _NORMAL
     centre = (k + z * z / 2) / (n + z * z)
     half = z / (n + z * z) * math.sqrt(k * (n - k) / n + z * z / 4)
     rate = k / n
@@ -286,7 +289,9 @@ def pooled(rates, sizes) -> Interval:
 
     The images of all runs count together (Wilson). But images of one network are no independent
     witnesses: where runs differ by more than their images explain, the number of images is divided
-    by that excess, the design effect.
+    by one plus that excess (together the design effect), and since a few runs tell little of how
+    much networks differ, the excess is taken with Student's t in place of the normal quantile.
+    Every run counts alike.
 
     Parameters
     ----------
@@ -303,12 +308,56 @@ def pooled(rates, sizes) -> Interval:
     rates, sizes = np.asarray(rates, dtype=float), np.asarray(sizes, dtype=float)
     if not len(rates) or np.isnan(rates).any():
         return Interval(math.nan, math.nan, math.nan)
-    # A mean of rates that are all 100 may be a hair above it.
-    share, n = min(1.0, rates.mean() / 100), sizes.sum()
-    expected = 100**2 * share * (1 - share) / sizes.mean()
-    if len(rates) > 1 and expected > 0:
-        n /= max(1.0, rates.var(ddof=1) / expected)
-    return wilson(share * n, n)
+    variance = rates.var(ddof=1) if len(rates) > 1 else 0.0
+    return summarised(rates.mean(), variance, sizes.mean(), len(rates))
+
+
+def summarised(mean: float, variance: float, size: float, runs: int = 1) -> Interval:
+    """The interval of `pooled`, for runs of which only mean and variance are known.
+
+    Parameters
+    ----------
+    mean : float
+        Mean of the rates, in percent.
+    variance : float
+        Their variance (with n - 1), in percent squared; 0 for a single run.
+    size : float
+        Images behind one rate, on average.
+    runs : int
+        Number of rates.
+
+    Returns
+    -------
+    Interval
+        In percent; its ends are NaN where the mean or the number of images is.
+    """
+    if math.isnan(mean) or math.isnan(size):
+        return Interval(mean, NAN, NAN)
+    mean = min(100.0, mean)  # of rates that are all 100 it may be a hair above
+    share, n = mean / 100, size * runs
+    expected = 100**2 * share * (1 - share) / size
+    if runs > 1 and variance > expected > 0:
+        # What runs add to their images is known from runs - 1 differences alone.
+        n /= 1 + (variance / expected - 1) * (stdtrit(runs - 1, 0.975) / _NORMAL) ** 2
+    return replace(wilson(share * n, n), estimate=mean)
+
+
+def difference(one: Interval, other: Interval) -> Interval:
+    """Subtract ``other`` from ``one``, two rates of different images, with a 95 % interval.
+
+    Where it holds 0, the rates may be the same for all that their images (and repetitions) say.
+
+    Notes
+    -----
+    Newcombe 1998, *Interval estimation for the difference between independent proportions*,
+    method 10: each side is the root of the squared distances to the ends that lie apart.
+    """
+    apart = one.estimate - other.estimate
+    return Interval(
+        apart,
+        apart - math.hypot(one.estimate - one.low, other.high - other.estimate),
+        apart + math.hypot(one.high - one.estimate, other.estimate - other.low),
+    )
 
 
 def shuffled_auroc(

@@ -41,8 +41,9 @@ PRINTED = {
 """Printed rows by table: the paper's five, then what only the thesis reports."""
 
 COLUMNS = [
-    "table", "experiment", "method", "rate", "printed", "paper", "ours", "difference", "low",
-    "high", "n", "n_runs", "paper_sigma", "sigma", "verdict", "note",
+    "table", "experiment", "method", "rate", "printed", "paper", "ours", "low", "high",
+    "difference", "difference_low", "difference_high", "n", "n_runs", "paper_sigma", "sigma",
+    "verdict", "note",
 ]  # fmt: skip
 """Columns of a comparison; see `compare`."""
 
@@ -91,17 +92,18 @@ def compare(
     DataFrame
         One row per cell, with `COLUMNS`. ``method`` is "attack" for attack success rates;
         ``printed`` is what the paper says and ``paper`` what can be held against it
-        (`paper.Row.comparable`); ``ours`` is the mean over ``n_runs`` runs and ``sigma`` their
-        standard deviation; ``n`` counts the images of all runs and ``low`` to ``high`` is the
-        interval (`metrics.pooled`). Rates are in percent. ``verdict`` is "within" if the paper's
-        value lies in the interval, else "better" or "worse"; "missing" without a run; "no value"
-        where the paper prints none that holds.
+        (`paper.Row.comparable`); ``ours`` is the mean over ``n_runs`` runs, with ``low`` to
+        ``high`` its interval (`metrics.pooled`) and ``sigma`` their standard deviation; ``n``
+        counts the images of all runs. The interval of the ``difference`` counts the images behind
+        the print as well (`metrics.difference`). Rates are in percent. ``verdict`` is "within" if
+        it holds 0, else "better" or "worse"; "missing" without a run; "no value" where the paper
+        prints none that holds.
 
     Notes
     -----
-    Where the printed attack took and ours fell behind it, detection rates of runs whose attack did
-    not take cannot be compared: such runs are left out, and if there is no other, the cell is
-    "weak". Where the printed attack did not take either, every run counts.
+    Where the printed attack took, detection rates of runs whose attack did not take cannot be
+    compared: such runs are left out, and if there is no other, the cell is "weak". Where the
+    printed attack did not take either, every run counts.
     """
     if table not in PRINTED:
         raise ValueError(f"no table is called {table!r}; choose one of {', '.join(PRINTED)}")
@@ -116,10 +118,8 @@ def compare(
         attack = _attack_cell(proposed, tests, names, note)
         if attack and _strength(first):
             cells.append(attack)
-        # Where no printed strength can be compared, an attack that failed here decides alone.
-        behind = not attack or attack["verdict"] in ("worse", "no value")
         took = here[here["attack_took"].ne(False)]
-        excused = behind and _took(proposed) and len(took) < len(here)
+        excused = _took(proposed) and len(took) < len(here)
         weak = excused and took.empty
         if excused and not weak:
             note, here = f"{note}, left out", took
@@ -131,7 +131,7 @@ def compare(
                 values, n = of_method[rate], of_method[_IMAGES[rate]].sum(axis=1)
                 sigma = getattr(row, f"{rate}_std", math.nan)
                 cell = names | {"method": method, "rate": rate, "paper_sigma": sigma}
-                cell |= _cell(getattr(row, rate), row.comparable(rate), values, n, n)
+                cell |= _cell(getattr(row, rate), row.interval(rate), values, n, n)
                 cell["note"] = "; ".join(filter(None, (row.erratum, _ABOUT.get(table), note)))
                 if weak and cell["verdict"] in ("better", "within", "worse"):
                     cell["verdict"] = "weak"
@@ -186,37 +186,42 @@ def _attack_cell(row, tests: pd.DataFrame, names: Mapping, note: str) -> dict | 
     if not rate:
         return None
     printed, found = getattr(row, rate), tests[tests["rate"] == rate]
-    comparable = printed if row.valid else math.nan
-    cell = _cell(printed, comparable, found["value"], found["n"], found["n_effective"])
+    # The paper tested on the same images, so that its rate weighs as many as one of ours.
+    comparable, weight = printed if row.valid else math.nan, found["n_effective"].astype(float)
+    theirs = metrics.summarised(comparable, 0.0, weight.mean())
+    cell = _cell(printed, theirs, found["value"], found["n"], found["n_effective"])
     said = "; ".join(filter(None, ("" if row.valid else row.erratum, note)))
     return dict(names) | {"method": "attack", "rate": rate} | cell | {"note": said}
 
 
-def _cell(printed: float, comparable: float, values, n, n_effective) -> dict:
+def _cell(printed: float, theirs: Interval, values, n, n_effective) -> dict:
     interval = metrics.pooled(values, n_effective)
+    apart = metrics.difference(interval, theirs)
     return {
         "printed": printed,
-        "paper": comparable,
+        "paper": theirs.estimate,
         "ours": interval.estimate,
-        "difference": interval.estimate - comparable,
         "low": interval.low,
         "high": interval.high,
+        "difference": apart.estimate,
+        "difference_low": apart.low,
+        "difference_high": apart.high,
         "n": int(n.sum()),
         "n_runs": len(values),
         # As the source: the deviation of the runs themselves, not the estimate for all runs.
         "sigma": float(np.std(values)) if len(values) > 1 else math.nan,
-        "verdict": _verdict(comparable, interval),
+        "verdict": _verdict(theirs, apart),
     }
 
 
-def _verdict(comparable: float, interval: Interval) -> str:
-    if math.isnan(comparable):
+def _verdict(theirs: Interval, apart: Interval) -> str:
+    if math.isnan(theirs.estimate):
         return "no value"
-    if math.isnan(interval.estimate):
+    if math.isnan(apart.estimate):
         return "missing"
-    if interval.low - LAST_DIGIT <= comparable <= interval.high + LAST_DIGIT:
+    if apart.low - LAST_DIGIT <= 0 <= apart.high + LAST_DIGIT:
         return "within"
-    return "better" if interval.estimate > comparable else "worse"
+    return "better" if apart.estimate > 0 else "worse"
 
 
 def missing(results: pd.DataFrame, table: str) -> list[str]:
@@ -299,14 +304,16 @@ def detections(
     -------
     DataFrame
         All text. Poisoned images are counted among those of their class and, in brackets, told as
-        a share of all training images. Rates of a method are ACC / TPR / TNR in percent; behind
-        those of Heatmap Clustering stand the printed ones, if they can be compared. A star behind
-        the attack success (the mean of the runs) marks that it did not take in at least one run.
+        a share of all training images. Rates of a method are ACC / TPR / TNR in percent; before
+        those of Heatmap Clustering (HC) stand the printed ones, if they can be compared. A star
+        behind the attack success (the mean of the runs) marks that it did not take in at least one
+        run.
     """
     methods, lines = list(methods), []
-    names = [figures.method_style(m).label for m in methods]
+    heads = {m: figures.method_style(m).label for m in methods} | {PROPOSED: "HC, here"}
+    names = [heads[m] for m in methods]
     if PROPOSED in methods:
-        names.insert(methods.index(PROPOSED) + 1, "the paper's")
+        names.insert(methods.index(PROPOSED), "HC, printed")
     for name in ranked(results["scenario"].map(experiment)):
         rows = _repetitions(results, f"{name}-r0")
         runs, found = rows.drop_duplicates("scenario"), dict(list(rows.groupby("method")))
@@ -315,11 +322,11 @@ def detections(
         rate = "masr" if Scenario.parse(f"{name}-r0").label_consistent else "asr"
         star = " *" * bool(runs["attack_took"].eq(False).any())
         ours = found[methods[-1]]
-        rates = {figures.method_style(m).label: _three_rates(found[m]) for m in methods}
+        rates = {heads[m]: _three_rates(found[m]) for m in methods}
         printed = paper.published(f"{name}-r0", PROPOSED)
         values = [printed.comparable(r) for r in RATES] if printed else [math.nan]
         if not all(map(math.isnan, values)):
-            rates["the paper's"] = " / ".join(map(_figure, values))
+            rates["HC, printed"] = " / ".join(map(_figure, values))
         n = ours[["n_poisoned", "n_class", "poison_rate_dataset"]].mean()
         share = f"{n['poison_rate_dataset']:.2g} % of all"
         lines.append(
@@ -378,12 +385,10 @@ def readable(cells: pd.DataFrame) -> pd.DataFrame:
         "method": _labels(cells),
         "rate": cells["rate"].str.upper(),
         "paper": [_printed(*pair) for pair in zip(cells["printed"], cells["paper"], strict=True)],
-        "ours": cells["ours"].map(_number),
-        "difference": cells["difference"].map("{:+.2f}".format).replace("+nan", "–"),
-        "95 % interval": [
-            "–" if math.isnan(low) else f"{low:.2f} – {high:.2f}"
-            for low, high in zip(cells["low"], cells["high"], strict=True)
-        ],
+        "ours (95 %)": _with_interval(cells[["ours", "low", "high"]], ".2f"),
+        "difference (95 %)": _with_interval(
+            cells[["difference", "difference_low", "difference_high"]], "+z.2f"
+        ),
         "n": cells["n"].map("{:,}".format),
         "runs": cells["n_runs"].astype(str),
     }
@@ -395,19 +400,34 @@ def readable(cells: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(columns | {"verdict": cells["verdict"], "note": cells["note"]})
 
 
+def _with_interval(columns: pd.DataFrame, form: str) -> list[str]:
+    """Write a value and its interval: "99.67 (99.12 to 99.87)"; a dash where there is none."""
+    rows = columns.itertuples(index=False)
+    return [
+        "–" if math.isnan(value) else f"{value:{form}} ({low:{form}} to {high:{form}})"
+        for value, low, high in rows
+    ]
+
+
 def styled(cells: pd.DataFrame, caption: str) -> "pd.io.formats.style.Styler":
     """Show the finished cells of a comparison; the caption names the experiments still missing."""
-    done = cells[cells["n_runs"] > 0]
-    absent = [e for e in cells["experiment"].unique() if e not in set(done["experiment"])]
+    done, absent = _finished(cells)
     text = readable(done).set_index(["experiment", "method", "rate"])
     colours = {
         verdict: f"color: black; background-color: {colour}"
         for verdict, colour in (("better", "#d6e9f5"), ("worse", "#fbe3d0"))
     }
-    caption += f" (not finished: {', '.join(absent)})" if absent else ""
+    caption += f" ({absent})" if absent else ""
     return text.style.map(lambda v: colours.get(v, ""), ["verdict"]).pipe(
         figures.captioned, caption
     )
+
+
+def _finished(cells: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """Split a comparison into the cells that have a value, and a word on experiments without."""
+    done = cells[cells["n_runs"] > 0]
+    absent = [e for e in cells["experiment"].unique() if e not in set(done["experiment"])]
+    return done, f"not finished: {', '.join(absent)}" if absent else ""
 
 
 def comparison(
@@ -507,7 +527,8 @@ def export(
     Parameters
     ----------
     table : DataFrame
-        A comparison, whose texts become `readable`, or any other table.
+        A comparison, whose texts become `readable` and leave out what is not finished, or any other
+        table.
     name : str
         Stem of the files.
     folder : Path
@@ -525,13 +546,15 @@ def export(
     about = set(map(experiment, named))
     # Column by column, as objects: pandas would turn whole numbers beside a gap into floats.
     text = pd.DataFrame({name: map(_text, table[name]) for name in table}, dtype=object)
+    absent = ""
     if list(table.columns) == COLUMNS:
-        text = readable(table)
+        done, absent = _finished(table)
+        text = readable(done)
     elif "method" in table:
         text = text.assign(method=_labels(table))
     body = {
         ".csv": csv_text(table),
-        ".md": _markdown(text),
+        ".md": _markdown(text) + (f"\n{absent.capitalize()}.\n" if absent else ""),
         ".tex": text.to_latex(index=False, escape=True, longtable=len(text) > 40),
     }
     paths = []

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from nbsupport import paper
+from nbsupport import metrics, paper
 from nbsupport.scenarios import PAPER, Scenario
 
 ROWS = paper.TABLES + paper.THESIS_STICKER_SIZES + paper.THESIS_FULL_AMPLITUDE
@@ -117,6 +117,30 @@ def test_what_may_be_compared_is_the_print_unless_an_erratum_knows_better():
     assert {(row.percent, row.method) for row in thesis} == {
         ("10", "heatmap"), ("05", "heatmap"), ("02", "heatmap"),
     }  # fmt: skip
+
+
+def test_a_printed_rate_has_an_interval_of_its_own():
+    row = paper.published("standard-s3-p33-r0", "heatmap")
+    wilson = metrics.wilson(812, 813)
+    assert row.interval("tpr").estimate == 99.88
+    assert (row.interval("tpr").low, row.interval("tpr").high) == pytest.approx(
+        (wilson.low, wilson.high), abs=0.01
+    )
+    assert row.interval("tnr") == metrics.wilson(1650, 1650)
+    (mean,) = (r for r in paper.TABLE5 if (r.percent, r.method) == ("33", "activation"))
+    # Ten runs whose TNR varies by ten points: their 11,060 images prove little.
+    found = mean.interval("tnr")
+    assert found.high - found.low == pytest.approx(2 * 2.26 * 9.96 / 3, rel=0.05)
+    invalid = paper.published("label_consistent-s3-p15-r0", "heatmap")
+    assert math.isnan(invalid.interval("tpr").low)
+
+
+@pytest.mark.parametrize(("runs", "n", "hits"), [(5, 291, [1405]), (10, 248, [])])
+def test_a_mean_of_table_5_fits_standard_attacks_alone(runs, n, hits):
+    (row,) = (r for r in paper.TABLE5 if (r.percent, r.method) == ("15", "activation"))
+    rates = {k: 100 * k / (runs * n) for k in range(runs * n + 1)}
+    # Rounded or cut off, whichever.
+    assert [k for k, rate in rates.items() if abs(rate - row.tpr) < 0.01] == hits
 
 
 def test_the_errata_tell_which_layer_the_released_clustering_reads():

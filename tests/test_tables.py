@@ -97,7 +97,7 @@ def test_our_detector_is_held_against_the_proposal(make):
     assert len(compared(runs, "1", ours="heatmap")) == 5 * 7
 
 
-def test_better_and_worse_go_by_the_interval(make):
+def test_better_and_worse_go_by_the_interval_of_the_difference(make):
     runs = [make("standard-s3-p15-r0", activation=(270, 21, 1650, 0), heatmap=(280, 11, 1650, 0))]
     cells = compared(runs, "1")
     found = {
@@ -110,6 +110,19 @@ def test_better_and_worse_go_by_the_interval(make):
         ("activation", "tnr"): "better", ("heatmap", "acc"): "worse",
         ("heatmap", "tpr"): "worse", ("heatmap", "tnr"): "within",
     }  # fmt: skip
+
+
+def test_a_few_images_of_difference_are_none(make):
+    """One network against one: 809 of 813 beside the printed 812 shows nothing."""
+    close = make("standard-s3-p33-r0", heatmap=(809, 4, 1650, 0))
+    row = cell(compared([close], "1"), "heatmap", "tpr", "standard-s3-p33")
+    assert row["high"] < row["paper"], "our interval alone would call it worse"
+    assert row["difference_low"] < row["difference"] < 0 < row["difference_high"]
+    assert row["verdict"] == "within"
+    far = make("standard-s3-p15-r0", heatmap=(280, 11, 1650, 0))
+    row = cell(compared([far], "1"), "heatmap", "tpr", "standard-s3-p15")
+    assert row["difference_high"] < 0
+    assert row["verdict"] == "worse"
 
 
 def test_a_row_of_another_experiment_is_shown_and_not_compared(make):
@@ -263,13 +276,17 @@ def test_export_writes_numbers_texts_and_the_runs_it_is_made_from(make, tmp_path
     read = pd.read_csv(paths[0])
     assert list(read.columns) == tables.COLUMNS
     assert len(read) == 50
-    lines = paths[1].read_text().splitlines()
-    assert len(lines) == 52
+    *lines, empty, absent = paths[1].read_text().splitlines()
+    assert len(lines) == 2 + 7, "the finished experiment alone: attack and two methods"
     assert len({line.count("|") for line in lines}) == 1
-    assert "| standard-s3-p33 | Heatmap Clustering | TPR | 99.88 | 99.88 |" in paths[1].read_text()
+    assert (empty, absent) == (
+        "", "Not finished: standard-s3-p15, standard-s3-p10, standard-s3-p05, standard-s3-p02."
+    )  # fmt: skip
+    told = "TPR | 99.88 | 99.88 (99.31 to 99.98) | +0.00 (-0.58 to +0.57) | 813 | 1 | within |"
+    assert f"| standard-s3-p33 | Heatmap Clustering | {told}" in paths[1].read_text()
     latex = paths[2].read_text()
     assert latex.count(r"\begin{") == latex.count(r"\end{")
-    assert "95 \\% interval" in latex
+    assert "ours (95 \\%)" in latex
     assert "_" not in latex.replace(r"\_", "")
     note = json.loads(paths[3].read_text())
     stages = note["runs"].pop("fast/standard-s3-p33-r0")
@@ -295,7 +312,7 @@ def test_styled_shows_what_is_finished_and_names_the_rest(make):
     html = tables.styled(cells, "Table 1").to_html()
     assert "Heatmap Clustering" in html
     assert "not finished: standard-s3-p15, standard-s3-p10" in html
-    assert html.count("<td") == 10 * 8 - 3 * 8, "nothing of ours is there, so no row of it"
+    assert html.count("<td") == 10 * 7 - 3 * 7, "nothing of ours is there, so no row of it"
     assert html == tables.styled(cells, "Table 1").to_html()
     nothing = tables.compare(results.collect([]), results.strength([]), "3")
     assert "not finished: standard-s3-p33" in tables.styled(nothing, "Table 3").to_html()
@@ -339,10 +356,10 @@ def test_detections_count_the_images_of_all_repetitions(make):
     rare, faint = shown.to_dict("records")
     assert (rare["networks"], rare["attack"], rare["missed"]) == (2, "ASR 85.0", "1 of 68")
     assert rare["false alarms"] == "1 of 3300"
-    assert rare["Heatmap Clustering"] == "100 / 100 / 100"
+    assert rare["HC, here"] == "100 / 100 / 100"
     # 3,366 of 3,368 and 3,299 of 3,300 are not 100 %.
     assert rare["PoisonDetector"] == "99.9 / 98.5 / 99.97"
-    assert rare["the paper's"] == "52.9 / 0.0 / 53.9"
+    assert rare["HC, printed"] == "52.9 / 0.0 / 53.9"
     assert rare["poisoned"] == "20 of 60 (0.12 % of all)"
     assert faint["attack"] == "MASR 88.5 *"
     text = tables.detections(results.collect(runs[1:2]), ["heatmap"])
@@ -350,7 +367,7 @@ def test_detections_count_the_images_of_all_repetitions(make):
     # A row whose printed numbers belong to another experiment has none to show.
     wrong = make("label_consistent-s3-p15-r0", heatmap=(34, 0, 1650, 0))
     (line,) = tables.detections(results.collect([wrong]), ["heatmap"]).to_dict("records")
-    assert line["the paper's"] == "–"
+    assert line["HC, printed"] == "–"
 
 
 @pytest.mark.parametrize(
@@ -364,8 +381,8 @@ def test_tables_in_the_readmes_are_the_published_ones(name, page):
 def test_the_short_table_of_the_readme_is_part_of_the_published_one():
     full = pd.read_csv(ROOT / "figures" / "detections.csv")
     wanted = {tables.experiment(run) for run in PAPER}
-    columns = ["experiment", "attack", "Activation Clustering", "the paper's"]
-    columns += ["Heatmap Clustering", "PoisonDetector"]
+    columns = ["experiment", "attack", "Activation Clustering", "HC, printed", "HC, here"]
+    columns += ["PoisonDetector"]
     short = full.loc[full["experiment"].isin(wanted), columns]
     assert len(short) == len(wanted)
     lines = "".join(f"| {' | '.join(line)} |\n" for line in short.to_numpy())

@@ -2,7 +2,8 @@
 
 Whatever the network says about the images of a class is compared by several distances and divided
 in two by several clusterers. The verdict is the same in every cell of the grid, the smaller
-cluster is poison, so that cells differ in nothing else.
+cluster is poison, so that cells differ in little else: Gromov-Wasserstein divides each map by its
+diameter, as released, where the other distances count in pixels, and its solver starts once.
 """
 
 import math

@@ -124,6 +124,8 @@ def predict(
     """
     if not len(images):
         raise ValueError("there is no image to predict")
+    if images.dtype != torch.uint8:
+        raise ValueError(f"images are {images.dtype}; give uint8 from 0 to 255")
     model.eval()
     dtype = next((p.dtype for p in model.parameters()), torch.float32)
     logits, batch_size = [], at_a_time(batch_size, images)

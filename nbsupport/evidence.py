@@ -79,7 +79,7 @@ class Evidence:
         The strongest class beside the label then.
     gain : ndarray, shape (n, k)
         Rise of the margin of an image of another class once the window is pasted into it; median
-        over those images. NaN where it was not measured.
+        over those images (the lower of the two in the middle). NaN where it was not measured.
     carried : ndarray, shape (n, k)
         Share of them that are then read as the label; NaN where it was not measured.
     """
@@ -387,7 +387,8 @@ def gather(
     model : Module
         Network on ``device``, in evaluation mode.
     images : uint8 Tensor, shape (n, c, h, w)
-        Training images of one label.
+        Training images of one label. The sample is drawn by their place: another order measures
+        other images.
     heatmaps : Tensor, shape (n, h, w)
         Relevance of the label's logit.
     label : int

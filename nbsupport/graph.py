@@ -28,8 +28,9 @@ def fold_batch_norm(layers: tuple[Layer, ...]) -> tuple[Layer, ...]:
     Returns
     -------
     tuple of Layer
-        The same names and outputs; each BatchNorm is now an identity, but for those that do not
-        read a convolution which nothing else reads.
+        The same names. Each BatchNorm is now an identity, but for those that do not read a
+        convolution which nothing else reads. All outputs are the same but those of the merged
+        convolutions, which are now those of the BatchNorm behind.
     """
     folded = {layer.name: layer for layer in layers}
     read = [name for layer in layers for name in layer.inputs]
@@ -93,19 +94,41 @@ class Network:
             layer.module.to(self.device, self.dtype)  # some are made by `trace`, on the CPU
             if getattr(layer.module, "inplace", False):
                 layer.module.inplace = False
+        traced = self.layers
         if fold:
-            self.layers = fold_batch_norm(self.layers)
+            self.layers = fold_batch_norm(traced)
+        # Convolutions that took up a BatchNorm, and its name.
+        self._merged = {
+            after.inputs[0]: after.name
+            for before, after in zip(traced, self.layers, strict=True)
+            if isinstance(before.module, nn.BatchNorm2d) and after.module is not before.module
+        }
         self.names = tuple(layer.name for layer in self.layers)
         self._last_reader = {name: layer.name for layer in self.layers for name in layer.inputs}
 
     def check_names(self, names: Collection[str]) -> None:
-        """Raise ValueError for a name that is no layer of this network."""
+        """Raise ValueError for a name that is no layer of this network, or has no output here."""
         for name in names:
             if name not in self.names:
                 raise ValueError(f"no layer {name!r}; choose from {', '.join(self.names)}")
+            if name in self._merged:
+                raise ValueError(
+                    f"BatchNorm is merged into layer {name!r}, whose own output is not computed: "
+                    f"take {self._merged[name]!r}, or a composite that does not fold"
+                )
 
     def images(self, images: Tensor) -> Tensor:
-        """Bring images to the device as floats; uint8 is divided by 255."""
+        """Bring images to the device as floats; uint8 is divided by 255.
+
+        Raises
+        ------
+        ValueError
+            If the images are other integers, whose unit nobody can know.
+        """
+        if images.dtype != torch.uint8 and not images.is_floating_point():
+            raise ValueError(
+                f"images are {images.dtype}; give uint8 from 0 to 255, or floats from 0 to 1"
+            )
         scale = 255 if images.dtype == torch.uint8 else 1
         images = images.to(self.device, self.dtype) / scale
         return images.contiguous(memory_format=torch.channels_last)

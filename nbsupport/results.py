@@ -45,8 +45,8 @@ COLUMNS = [
     "percent",
     "options",
 ]
-"""Columns of results.csv: rates in percent, empty where they are not defined. The README tells what
-each of them holds."""
+"""Columns of results.csv: rates in percent, empty where they are not defined. `figures/README.md`
+tells what each of them holds."""
 
 
 def collect(runs: Iterable[Run]) -> pd.DataFrame:

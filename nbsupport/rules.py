@@ -348,7 +348,8 @@ class ZBox(Rule):
     Attributes
     ----------
     low, high : float, default 0 and 1
-        Smallest and largest value a pixel can take.
+        Smallest and largest value a pixel can take. Behind a layer that normalises they are
+        others than 0 and 1.
     """
 
     low: float = 0.0
@@ -356,6 +357,13 @@ class ZBox(Rule):
 
     def __call__(self, layer, a, z, R):
         """Share R in proportion to q_ij, which is never negative."""
+        lowest, highest = a.min().item(), a.max().item()
+        if lowest < self.low - 1e-6 or highest > self.high + 1e-6:
+            raise ValueError(
+                f"the layer under ZBox reads values from {lowest:.3g} to {highest:.3g}, and its "
+                f"box is {self.low:g} to {self.high:g}; give ZBox(low, high) the bounds of its "
+                "inputs"
+            )
         w = layer.weight
         corners = [
             (torch.full_like(a, -self.low), w.clamp(min=0)),

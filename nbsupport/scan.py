@@ -20,6 +20,7 @@ from nbsupport import evidence, graph, lrp, tracing
 from nbsupport.artifacts import Run
 from nbsupport.attacks import Manifest
 from nbsupport.baselines import ActivationClustering
+from nbsupport.detection import DetectionInputs
 from nbsupport.devices import at_a_time, describe
 from nbsupport.evaluation import Progress, load_model, load_poisoned, share_read
 from nbsupport.poison_detector import PoisonDetector
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ClassVerdict",
     "arrays",
+    "ask",
     "chosen_labels",
     "chosen_sides",
     "collect",
@@ -156,7 +158,6 @@ def scan(
     labels = _present(split, labels)
     sides = _fitting(sides, split.images.shape[2:])
     layer = layer or tracing.penultimate(model)
-    layers = [layer] if layer else []
     _check_reading(model, split, device, seed)
     verdicts = []
     for done, label in enumerate(labels):
@@ -170,17 +171,11 @@ def scan(
         others = evidence.pick_carriers(
             model, split, label, device, count=carriers, pool=max(4, carriers // 3), seed=seed
         )
-        look = partial(lrp.explain, model, some.images, target=label, device=device)
-        where = look(composite="gamma", layers=layers)
-        what = look(composite="squared").heatmaps
-        narrow = evidence.concentration(what)
-        found = evidence.gather(
-            model, some.images, where.heatmaps, label, others, device,
-            narrow=narrow, sides=sides, seed=seed,
-        )  # fmt: skip
-        told = found.table(what, where.activations[layers[0]] if layers else None)
-        judge = clone(detector or PoisonDetector()).set_params(sides=len(found.sides)).fit(told)
-        verdict = _verdict(label, some.ids.numpy(), judge, told, found, min_carried)
+        inputs, pieces = ask(
+            model, some, label, others, device, layer=layer, sides=sides, seed=seed
+        )
+        judge = clone(detector or PoisonDetector()).set_params(sides=len(pieces.sides))
+        verdict = _verdict(label, judge.fit(inputs.evidence), inputs, pieces, min_carried)
         verdicts.append(verdict)
         if progress:
             text = f"class {label}: {len(verdict.accused)} of {verdict.n} accused"
@@ -188,11 +183,71 @@ def scan(
     return _ranked(verdicts)
 
 
-def _verdict(label, ids, judge, told, found, min_carried) -> ClassVerdict:
+def ask(
+    model: nn.Module,
+    images: "Split",
+    label: int,
+    carriers: torch.Tensor,
+    device: torch.device,
+    *,
+    layer: str | None = None,
+    sides: Sequence[int] | None = None,
+    seed: int = 0,
+) -> tuple[DetectionInputs, evidence.Evidence]:
+    """Ask a network all that detectors read about the images of one class.
+
+    Parameters
+    ----------
+    model : Module
+        The trained network, on ``device``.
+    images : Split
+        Training images that all carry ``label``.
+    label : int
+        The class.
+    carriers : Tensor
+        Images of other classes into which pieces are pasted, from `evidence.pick_carriers`.
+    device : torch.device
+        Where to compute.
+    layer : str, optional
+        Layer whose activations are read; `tracing.penultimate` if left out. Without either there
+        are no activations.
+    sides : sequence of int, optional
+        Sides of the windows that are covered and pasted; `evidence.window_sides` if left out.
+    seed : int
+        Seed of the random sample of images whose piece is pasted anyway; see `evidence.gather`.
+
+    Returns
+    -------
+    inputs : DetectionInputs
+        With heatmaps of the composites "gamma" and "squared".
+    pieces : Evidence
+        What the most relevant pieces are worth, as measured.
+    """
+    layer = layer or tracing.penultimate(model)
+    explain = partial(lrp.explain, model, images.images, target=label, device=device)
+    gamma = explain(composite="gamma", layers=[layer] if layer else [])
+    squared = explain(composite="squared")
+    pieces = evidence.gather(
+        model, images.images, gamma.heatmaps, label, carriers, device,
+        narrow=evidence.concentration(squared.heatmaps), sides=sides, seed=seed,
+    )  # fmt: skip
+    activations = gamma.activations[layer].flatten(1) if layer else None
+    inputs = DetectionInputs(
+        images.ids.numpy(),
+        images.images,
+        activations=activations,
+        logits=gamma.logits,
+        heatmaps={"gamma": gamma.heatmaps, "squared": squared.heatmaps},
+        evidence=pieces.table(squared.heatmaps, activations),
+    )
+    return inputs, pieces
+
+
+def _verdict(label, judge, inputs, pieces, min_carried) -> ClassVerdict:
     """Say what the witnesses say; the first one alone must tell of pieces that do their work."""
-    strength = judge.strength(told)
+    ids, strength = inputs.ids, judge.strength(inputs.evidence)
     strong = strength >= judge.strong
-    carried = float(np.median(np.nanmax(found.carried[strong], axis=1))) if strong.any() else None
+    carried = float(np.median(np.nanmax(pieces.carried[strong], axis=1))) if strong.any() else None
     witnesses = tuple(judge.witnesses_)
     if witnesses == ("evidence",) and carried is not None and carried < min_carried:
         witnesses = ()

@@ -68,6 +68,12 @@ def test_predict_reports_progress_in_batches(dataset):
     assert [call[:2] for call in calls] == [(10, 34), (20, 34), (30, 34), (34, 34)]
 
 
+def test_predict_takes_bytes_alone(dataset):
+    model, images = build(), dataset.test.images[:2]
+    with pytest.raises(ValueError, match=r"images are torch.float32; give uint8 from 0 to 255"):
+        predict(model, images.float() / 255, torch.device("cpu"))
+
+
 def test_predict_switches_dropout_off(dataset):
     model = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(3072, 43)).train()
     one, two = (predict(model, dataset.test.images, CPU) for _ in range(2))

@@ -53,6 +53,14 @@ def test_network_computes_what_the_model_computes(model, images, fold):
     assert run.shapes["inception.concat"] == (4, 256, 32, 32)
 
 
+def test_the_unit_of_images_is_not_guessed(model):
+    bytes_ = torch.full((1, 3, 32, 32), 255, dtype=torch.uint8)
+    network = Network(model)
+    assert network.images(bytes_).max() == 1 == network.images(bytes_.float() / 255).max()
+    with pytest.raises(ValueError, match=r"torch.int64; give uint8 from 0 to 255, or floats"):
+        network.images(bytes_.long())
+
+
 def test_model_stays_untouched_and_is_run_in_evaluation_mode(model, images):
     before = {name: value.clone() for name, value in model.state_dict().items()}
     model.train()

@@ -63,6 +63,19 @@ def test_activations_come_out_of_the_same_pass(name, model, images):
     assert torch.allclose(explanation.logits, logits, atol=1e-5)
 
 
+def test_a_convolution_that_swallowed_its_batch_norm_has_no_output_of_its_own(model, images):
+    name, behind = "inception.b1.conv", "inception.b1.norm"
+    seen = {}
+    watched = copy.deepcopy(model).eval()
+    watched.get_submodule(name).register_forward_hook(lambda *told: seen.update(out=told[2]))
+    with torch.no_grad():
+        watched(images)
+    found = lrp.explain(model, images, composite="released", layers=(name,))
+    assert torch.allclose(found.activations[name], seen["out"], atol=1e-5)
+    with pytest.raises(ValueError, match=f"merged into layer '{name}'.*take '{behind}'"):
+        lrp.explain(model, images, composite="gamma", layers=(name,))
+
+
 def test_heatmaps_sum_the_channels_on_the_cpu(model, images):
     uint8 = (images * 255).to(torch.uint8)
     explanation = lrp.explain(model, uint8, composite="gamma", channels=True)

@@ -97,6 +97,12 @@ def test_rule_is_its_formula(name, signs, dense, rng):
     assert torch.allclose(share, expected, rtol=1e-7, atol=1e-9)
 
 
+def test_values_outside_the_box_are_refused(dense):
+    a, R = torch.full((1, 6), 2.5, dtype=torch.float64), torch.ones(1, 5, dtype=torch.float64)
+    with pytest.raises(ValueError, match=r"from 2.5 to 2.5, and its box is -1 to 2; give ZBox"):
+        rules.ZBox(-1, 2)(affine(dense), a, None, R)
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_convolution_is_the_dense_layer_of_its_matrix(name, rng):
     rule, _ = CASES[name]

@@ -49,7 +49,7 @@ def heatmaps(monkeypatch):
     def explain(model, images, **_):
         yellow = (images == YELLOW).all(1).float()
         noise = torch.rand(yellow.shape, generator=torch.Generator().manual_seed(0))
-        return SimpleNamespace(heatmaps=10 * yellow + noise, activations={})
+        return SimpleNamespace(heatmaps=10 * yellow + noise, activations={}, logits=noise[:, 0])
 
     monkeypatch.setattr(lrp, "explain", explain)
     # These networks know the answer without a layer that could be traced.
@@ -119,7 +119,9 @@ def test_a_crowd_of_activations_names_its_class_too(poisoned, monkeypatch):
         dark = images[:, :, 8:24, 8:24].float().mean((1, 2, 3)) < 50
         far = torch.randn(len(images), 8, generator=torch.Generator().manual_seed(1))
         return SimpleNamespace(
-            heatmaps=noise, activations=dict.fromkeys(layers, far + 9 * dark[:, None])
+            heatmaps=noise,
+            activations=dict.fromkeys(layers, far + 9 * dark[:, None]),
+            logits=noise[:, 0],
         )
 
     monkeypatch.setattr(lrp, "explain", explain)

@@ -85,7 +85,11 @@ def load_network(builder: str, weights: str | Path) -> nn.Module:
 
 @contextmanager
 def _importable(path: Path) -> Iterator[Any]:
-    """Run a file as a module; meanwhile its neighbours can be imported, as from its own folder."""
+    """Run a file as a module; meanwhile its neighbours can be imported, as from its own folder.
+
+    Afterwards they are forgotten: the next network may have neighbours of the same names.
+    """
+    before = set(sys.modules)
     spec = importlib.util.spec_from_file_location(f"network_of_{path.stem}", path)
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     sys.path.insert(0, str(path.parent))
@@ -94,6 +98,11 @@ def _importable(path: Path) -> Iterator[Any]:
         yield module
     finally:
         sys.path.remove(str(path.parent))
+        for name in set(sys.modules) - before:
+            file = Path(getattr(sys.modules[name], "__file__", None) or "/")
+            if file.is_relative_to(path.parent) and "site-packages" not in file.parts:
+                del sys.modules[name]
+        importlib.invalidate_caches()
 
 
 def load_images(path: str | Path) -> Split:
@@ -121,7 +130,7 @@ def load_images(path: str | Path) -> Split:
             raise ValueError("it holds a single array")
         with file:
             found = {name: file[name] for name in ("images", "labels", "ids") if name in file}
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (ValueError, EOFError, IsADirectoryError, zipfile.BadZipFile) as error:
         raise ValueError(
             f"{path} cannot be read ({error}); write it by np.savez(path, images=..., labels=...)"
         ) from None
@@ -130,6 +139,10 @@ def load_images(path: str | Path) -> Split:
     for name in set(found) - {"images"}:
         if found[name].dtype.kind not in "iu":
             raise ValueError(f"{name} of {path} are {found[name].dtype}; expected integers")
+        if found[name].ndim != 1:
+            raise ValueError(f"{name} of {path} have shape {found[name].shape}; expected (n,)")
+    if found["images"].dtype != np.uint8:
+        raise ValueError(f"images of {path} are {found['images'].dtype}; expected uint8, 0 to 255")
     labels = torch.from_numpy(found["labels"].astype(np.int64))
     ids = torch.from_numpy(found.get("ids", np.arange(len(labels))).astype(np.int64))
     shape = found["images"].shape

@@ -291,7 +291,7 @@ def _two_orders(networks: pd.DataFrame) -> Answer:
     right, told = [], []
     for percent, rows in _repetitions(networks):
         ours, theirs = (rows[f"acc_{name}"].std(ddof=0) for name in ("heatmap", "activation"))
-        right.append(theirs >= 30 * ours)
+        right.append(theirs > 0 and theirs >= 30 * ours)
         told.append(f"{theirs:.2f} against {ours:.2f} at {percent:g} % ({len(rows)} networks)")
     # Nearly two orders are 36 and 63 times in print.
     printed = {(row.percent, row.method): row.acc_std for row in paper.TABLE5}
@@ -332,7 +332,7 @@ def _spectral_fails(networks: pd.DataFrame) -> Answer:
         f"as an inference: AUROC {_span(clean)} on label-consistent, {_span(plain)} on standard "
         "attacks above 2 %"
     )
-    return _share(clean < 60), here
+    return _share(separation(clean) < 60), here
 
 
 CLAIMS = (

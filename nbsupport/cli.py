@@ -189,6 +189,11 @@ def _execute(options: argparse.Namespace, scenarios: tuple[Scenario, ...]) -> in
             f"--filters {' '.join(options.filters)} are read by --stage beyond alone, and the "
             f"stage is {options.stage or 'not given'}; add --stage beyond"
         )
+    if options.stage == "ablation" and all(each.attack == "clean" for each in scenarios):
+        raise ValueError(
+            "--stage ablation looks for poison, and nobody attacked "
+            f"{' '.join(map(str, scenarios))}; name an attack"
+        )
     runs = _runs(options, scenarios)
     said = workflow.progress(runs, jobs=options.jobs, gpus=options.gpus)
 

@@ -252,7 +252,9 @@ def _covers(run: Run, table: str, rows: pd.DataFrame) -> bool:
         # A scan of some classes, or of smaller samples, is not what stands there.
         (row,) = rows.to_dict("records")
         per_class, classes = run.load("scan")["result"]["per_class"], run.arrays("scan")["label"]
-        return per_class >= int(row["per_class"]) and len(classes) >= int(row["classes"])
+        looked = not row.get("target") or int(row["target"]) in classes
+        enough = per_class >= int(row["per_class"]) and len(classes) >= int(row["classes"])
+        return looked and enough
     return any(map(run.has, TIDY[table]))
 
 

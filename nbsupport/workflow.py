@@ -18,7 +18,7 @@ from statistics import mean
 
 from nbsupport import ROOT
 from nbsupport.artifacts import CHAIN, STAGES, USUAL_FILTERS, Run, wanted
-from nbsupport.scenarios import ATTACKS, Profile, Scenario
+from nbsupport.scenarios import ATTACKS, Profile, Scenario, canonical_percent
 
 __all__ = ["Progress", "alive", "command", "execute", "grid", "outdated", "progress"]
 
@@ -74,14 +74,14 @@ def grid(
                 f"{', '.join(ATTACKS[1:])}"
             )
         sticker = attack in ("standard", "label_consistent")
-        name, sizes = ("side", sides) if sticker else ("amplitude", amplitudes)
+        letter, sizes = ("s", sides) if sticker else ("a", amplitudes)
         if not sizes:
             raise ValueError(f"{attack} attacks need amplitudes: --a 128,64,32")
         for size, percent, variant in product(sizes, percents, variants):
-            plain = str(Scenario(attack, percent=percent, **{name: int(size)}))
-            # Repetition 0 ends an id in "-r0"; options stand before it.
-            words = plain[:-3] if variant == "plain" else f"{plain[:-3]}-{variant}"
-            found += [Scenario.parse(f"{words}-r{number}") for number in range(repetitions)]
+            words = [attack, f"{letter}{int(size)}", f"p{canonical_percent(percent)}"]
+            words += [variant] * (variant != "plain")
+            ids = ("-".join([*words, f"r{number}"]) for number in range(repetitions))
+            found += map(Scenario.parse, ids)
     return tuple(dict.fromkeys(found))
 
 
@@ -168,8 +168,9 @@ def alive(*, alone: bool = False) -> Iterator[int | None]:
         except BlockingIOError:
             raise ValueError(
                 f"another run is at work in {ROOT}, whose locks would be taken away: wait until it "
-                "ends, or stop it (Ctrl-C). Other scenarios may be run beside it, without --unlock "
-                "(make run instead of make resume)"
+                "ends, or stop it (Ctrl-C). Runs of one folder and profile share results.csv: "
+                "name all scenarios in one command, or give what shall run beside it another "
+                "folder (make run RUNS=...)"
             ) from None
         except OSError:
             held = None
@@ -213,6 +214,8 @@ def execute(
                 if watch and (line := watch()):
                     print(f"[{line}]", file=sys.stderr, flush=True)
     finally:
+        if process.poll() is None:  # the question failed, not the command
+            process.terminate()
         signal.signal(signal.SIGTERM, before)
 
 
@@ -235,7 +238,9 @@ def outdated(
     clean = [run.of(run.scenario.surrogate) for run in runs] if stage == "beyond" else []
     found = []
     for run in {run.folder: run for run in (*_surrogates(runs), *clean, *runs)}.values():
-        found += _unsound(run, wanted(run.scenario))[:1] + _unsound(run, asked)
+        # The ablation reads no verdicts.
+        chain = [s for s in wanted(run.scenario) if (stage, s) != ("ablation", "detection")]
+        found += _unsound(run, chain)[:1] + _unsound(run, asked)
     return found
 
 
@@ -348,6 +353,8 @@ def _told(path: Path, profile: Profile) -> dict | None:
     try:
         record = json.loads(path.read_text())
     except (OSError, ValueError):
+        return None
+    if not isinstance(record, dict):
         return None
     # What was made by an older recipe or an older profile will be made anew.
     recipe = record.get("version"), record.get("settings")

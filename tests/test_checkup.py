@@ -76,6 +76,18 @@ def test_functions_that_build_no_network_are_named(own, builder, message, monkey
         checkup.load_network(builder, "weights.safetensors")
 
 
+def test_the_next_network_has_neighbours_of_its_own(own, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "mine.py").write_text(BUILDER)
+    (other / "neighbour.py").write_text("UNITS = 5\n")
+    save_file(linear(5).state_dict(), other / "weights.safetensors")
+    for folder, units in ((own, 4), (other, 5)):
+        model = checkup.load_network(f"{folder}/mine.py:make", folder / "weights.safetensors")
+        assert model[1].out_features == units
+    assert "neighbour" not in sys.modules
+
+
 def test_files_that_are_not_there_are_named(own):
     with pytest.raises(FileNotFoundError, match=r"yours.py is not there"):
         checkup.load_network(f"{own}/yours.py:make", own / "weights.safetensors")
@@ -83,6 +95,8 @@ def test_files_that_are_not_there_are_named(own):
         checkup.load_network(f"{own}/mine.py:make", own / "w.safetensors")
     with pytest.raises(FileNotFoundError, match=r"photographs.npz"):
         checkup.load_images(own / "photographs.npz")
+    with pytest.raises(ValueError, match=r"cannot be read .*Is a directory"):
+        checkup.load_images(own)
 
 
 def test_weights_of_another_kind_or_network_are_refused(own):
@@ -116,7 +130,9 @@ def test_images_come_with_labels_and_perhaps_with_ids(own):
         ({"labels": np.arange(11)}, r"images are \(12, 3, 32, 32\)"),
         ({"labels": np.array([None] * 12)}, "cannot be read .*write it by np.savez"),
         ({"images": np.zeros((12, 32, 32, 3), np.uint8)}, "write images.transpose"),
-        ({"images": np.zeros((12, 3, 32, 32))}, "expected .* uint8"),
+        ({"images": np.full((12, 3, 32, 32), "a")}, "images of .* are <U1; expected uint8"),
+        ({"labels": np.array(3)}, r"labels of .* have shape \(\); expected \(n,\)"),
+        ({"images": np.zeros((12, 3, 32, 32))}, "are float64; expected uint8, 0 to 255"),
         ({"images": np.zeros((12, 28, 28), np.uint8)}, r"write images\[:, None\]"),
         ({"images": np.zeros((12, 4, 28, 28), np.uint8)}, r"expected \(12, c, h, w\) uint8"),
         ({"ids": np.zeros(12, int)}, "name an image twice"),

@@ -107,6 +107,10 @@ def test_spread_needs_repetitions():
     )
     assert answer(ask, rows[0], twenty)[0] == NOT, "20 times are no two orders, nor nearly"
     assert answer("Most of this effect", *rows)[0] == NOT
+    steady = [
+        network(f"label_consistent-s3-p33-r{r}", heatmap=GOOD, activation=GOOD) for r in (0, 1)
+    ]
+    assert answer(ask, *steady)[0] == NOT, "of no spread nothing is 30 times"
     assert answer("a clear advantage", *rows)[0] == NOT, "a tie in one network"
     rows[0] = network("label_consistent-s3-p33-r0", heatmap=(99.0, 99.5, 100.0), activation=GOOD)
     assert answer("a clear advantage", *rows)[0] == PARTLY, "a tie in the accuracy"
@@ -136,6 +140,8 @@ RAW = {"n": (813, 2463), "raw_pca": (65.0, 51.0, 72.0), "raw_fastica": (63.0, 32
          standard("10", asr=98.0, heatmap=GOOD)),
         ("both accuracy and true positive", standard("10", heatmap=GOOD),
          standard("10", heatmap=(98.9, 89.0, 100.0))),
+        ("both accuracy and true positive", standard("10", heatmap=GOOD),
+         standard("10", heatmap=(97.0, 95.0, 97.5))),
         ("Heatmap clustering has a close", standard("05", heatmap=GOOD),
          standard("05", heatmap=(99.0, 99.0, 98.9))),
         ("For 33%, 15% and 10%", standard("10", activation=GOOD),
@@ -149,7 +155,7 @@ def test_each_rule_tells_right_from_wrong(sentence, right, wrong):
     assert answer(sentence, failed)[0] == OPEN, "of another attack"
 
 
-@pytest.mark.parametrize(("rank", "verdict"), [(50.0, HOLDS), (90.0, NOT)])
+@pytest.mark.parametrize(("rank", "verdict"), [(50.0, HOLDS), (90.0, NOT), (5.0, NOT)])
 def test_spectral_signatures_are_judged_on_label_consistent_poison(rank, verdict):
     plain = standard("15", spectral=(50.0, 50.0, 50.0, 95.0))
     consistent = network("label_consistent-s3-p15-r0", spectral=(50.0, 50.0, 50.0, rank))
@@ -232,6 +238,8 @@ def test_a_distance_sets_apart_whichever_group_is_called_poison():
     still = network("amplitude-a64-p33-r0", heatmap=(*GOOD, 55.0), heatmap_euclidean=(*GOOD, 99.0))
     assert answer(ask, turned)[0] == HOLDS
     assert answer(ask, still)[0] == OPEN, "the sentence is about different positions"
+    rare = network("standard-s3-p02-r0", heatmap=(*GOOD, 55.0), heatmap_euclidean=(*GOOD, 99.0))
+    assert answer(ask, turned, rare)[0] == HOLDS, "at 2 % nothing is asked"
     verdict, here = answer(ask, turned, still)
     assert verdict == HOLDS
     assert here.endswith(

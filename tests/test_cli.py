@@ -84,6 +84,10 @@ def test_a_folder_without_runs_says_where_there_are_some(command, tmp_path, caps
             ["run", "--scenarios", "standard-s3-p15-r0", "--filters", "perfect"],
             "add --stage beyond",
         ),
+        (
+            ["run", "--scenarios", "clean-r0", "--stage", "ablation"],
+            "nobody attacked clean-r0; name an attack",
+        ),
         (["sweep", "--attack", "standard", "--p", "15", "--profile", "nope"], "'nope'"),
     ],
 )

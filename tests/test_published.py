@@ -104,7 +104,10 @@ def test_what_is_published_of_a_run_stays_until_all_of_it_is_made_anew(make, pub
     for labels, per_class in ((2, 400), (3, 30)):  # part of what is published
         save_scan(again, labels, per_class)
         assert publish([again], keep="yes")[1].lacking == {NEW: ["scans"]}
-    save_scan(again, 3, 400)
+    side(folder, "scans", [NEW, OLD], classes=[3, 3], per_class=[400, 400], target=[5, 5])
+    save_scan(again, 3, 400)  # as many classes, and not the one that was attacked
+    assert publish([again], keep="yes")[1].lacking == {NEW: ["scans"]}
+    side(folder, "scans", [NEW, OLD], classes=[3, 3], per_class=[400, 400], target=["", 5])
     joined, before, _ = publish([again], keep="yes")
     assert joined["networks"]["masr"].tolist() == [11.0, 88.5]
     assert before.join("scans", pd.DataFrame())["scenario"].tolist() == [OLD]

@@ -265,6 +265,11 @@ def test_networks_are_compared_before_and_after(run):
     assert ((table["low"] <= table["success"]) & (table["success"] <= table["high"])).all()
 
 
+def test_the_accuracy_counts_the_images_of_the_confusion():
+    found = retraining._accuracy([[40, 10], [5, 45]])
+    assert found == metrics.wilson(85, 100)
+
+
 def test_second_networks_of_all_runs_stand_in_one_table(run):
     assert len(retraining.collect([run])) == 0
     retraining.choose(run, "perfect")

@@ -46,6 +46,8 @@ def test_grid_is_every_combination_in_order():
     assert names(grid(["standard"], ["15"], variants=["to5", "plain"])) == ["standard-s3-p15-r0"]
     # Rates written twice in two ways are one experiment.
     assert names(grid(["standard"], ["5", "05", "5.0"])) == ["standard-s3-p05-r0"]
+    wide = grid(["standard"], ["15"], sides=[12], variants=["win20x20", "released"])
+    assert names(wide) == ["standard-s12-p15-win20x20-r0", "standard-s12-p15-released-r0"]
 
 
 @pytest.mark.parametrize(
@@ -210,6 +212,21 @@ def test_ctrl_c_while_progress_is_read_waits_for_the_workflow():
     assert workflow.execute([sys.executable, "-c", code], interrupted, every=0.2) == 3
 
 
+def test_a_question_that_fails_leaves_no_workflow_behind(tmp_path):
+    code = f"import time; time.sleep(1.5); open({str(tmp_path / 'lived')!r}, 'w')"
+    with pytest.raises(ZeroDivisionError):
+        workflow.execute([sys.executable, "-c", code], lambda: 1 / 0, every=0.2)
+    time.sleep(2)
+    assert not (tmp_path / "lived").exists()
+
+
+@pytest.mark.parametrize("record", ["null", "[1]", "7", '"words"'])
+def test_progress_takes_a_record_that_is_none_for_missing(make, record):
+    run = make("standard-s3-p15-r0")
+    run.path("detection").write_text(record)
+    assert progress([run]).finished == 0
+
+
 def test_ending_the_command_line_ends_the_workflow():
     code = (
         "import signal, sys; from nbsupport import workflow\n"
@@ -284,6 +301,13 @@ def test_what_is_outdated_is_made_anew_without_notes_of_snakemake(
     plan = planned(capfd, *there)
     assert (plan["lrp"], plan["gw_clustering"]) == (1, 1)
     assert "training" not in plan
+
+
+def test_the_ablation_does_not_ask_for_verdicts(make):
+    run = make("standard-s3-p15-r0")
+    run.path("detection").write_text("null")
+    assert outdated([run]) == [run.path("detection")]
+    assert outdated([run], "ablation") == []
 
 
 def recipe(*words):

@@ -83,12 +83,20 @@ def load_network(builder: str, weights: str | Path) -> nn.Module:
     return model.float().eval()
 
 
+_NEIGHBOURS: set[str] = set()
+"""Names of the modules that the last network brought with it."""
+
+
 @contextmanager
 def _importable(path: Path) -> Iterator[Any]:
     """Run a file as a module; meanwhile its neighbours can be imported, as from its own folder.
 
-    Afterwards they are forgotten: the next network may have neighbours of the same names.
+    They stay for as long as the network may ask for them, and are forgotten before the next one
+    is loaded, which may have others of the same names.
     """
+    for name in _NEIGHBOURS & set(sys.modules):
+        del sys.modules[name]
+    importlib.invalidate_caches()
     before = set(sys.modules)
     spec = importlib.util.spec_from_file_location(f"network_of_{path.stem}", path)
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
@@ -98,11 +106,14 @@ def _importable(path: Path) -> Iterator[Any]:
         yield module
     finally:
         sys.path.remove(str(path.parent))
+        _NEIGHBOURS.clear()
         for name in set(sys.modules) - before:
-            file = Path(getattr(sys.modules[name], "__file__", None) or "/")
-            if file.is_relative_to(path.parent) and "site-packages" not in file.parts:
-                del sys.modules[name]
-        importlib.invalidate_caches()
+            # A folder without __init__.py is a module without a file.
+            told = sys.modules[name]
+            places = [getattr(told, "__file__", None), *getattr(told, "__path__", ())]
+            files = [Path(place) for place in places if place]
+            if any(f.is_relative_to(path.parent) and "site-packages" not in f.parts for f in files):
+                _NEIGHBOURS.add(name)
 
 
 def load_images(path: str | Path) -> Split:

@@ -62,6 +62,8 @@ class DetectionInputs:
     evidence : array, shape (n, 3 k + d), optional
         What occlusion and transplantation found, and activations:
         `nbsupport.evidence.Evidence.table`.
+    sides : int, default 2
+        How many sides k of the window the evidence has, which nothing in its shape tells.
     """
 
     ids: np.ndarray
@@ -70,6 +72,7 @@ class DetectionInputs:
     logits: object = None
     heatmaps: Mapping[str, object] = field(default_factory=dict)
     evidence: object = None
+    sides: int = 2
 
     def __post_init__(self):
         ids = np.asarray(self.ids)
@@ -120,7 +123,8 @@ class DetectionInputs:
             for name, values in arrays.items()
             if name.startswith("heatmaps_")
         }
-        told = Evidence.from_arrays(arrays).table(arrays["heatmaps_squared"], arrays["activations"])
+        pieces = Evidence.from_arrays(arrays)
+        told = pieces.table(arrays["heatmaps_squared"], arrays["activations"])
         return cls(
             ids,
             pixels,
@@ -128,13 +132,15 @@ class DetectionInputs:
             logits=arrays["logits"][order],
             heatmaps=maps,
             evidence=told[order],
+            sides=len(pieces.sides),
         )
 
     def select(self, rows) -> "DetectionInputs":
         """Keep some of the images, by a mask or by row numbers, in that order."""
         some = {name: value[rows] for name in _ARRAYS if (value := getattr(self, name)) is not None}
         maps = {name: maps[rows] for name, maps in self.heatmaps.items()}
-        return DetectionInputs(np.asarray(self.ids)[rows], heatmaps=maps, **some)
+        ids = np.asarray(self.ids)[rows]
+        return DetectionInputs(ids, heatmaps=maps, sides=self.sides, **some)
 
 
 @dataclass(frozen=True)
@@ -268,6 +274,8 @@ def detect(
         raise ValueError(
             f"{method!r} reads {chosen.needs}, so composite={composite!r} means nothing"
         )
+    if chosen.needs == "evidence":
+        parameters = {"sides": inputs.sides} | parameters
     if X is None:
         raise ValueError(f"{method!r} needs {chosen.needs}, which the inputs do not hold")
     X = np.asarray(X)

@@ -7,7 +7,7 @@ NaN, never 0 or 100.
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from statistics import NormalDist
 
 import numpy as np
@@ -288,9 +288,8 @@ def pooled(rates, sizes) -> Interval:
     """Mean of the rates of several runs, with a 95 % interval.
 
     The images of all runs count together (Wilson). But images of one network are no independent
-    witnesses: where runs differ by more than their images explain, the number of images is divided
-    by one plus that excess (together the design effect), and since a few runs tell little of how
-    much networks differ, the excess is taken with Student's t in place of the normal quantile.
+    witnesses: where runs differ by more than their images explain, what is left of their variance
+    widens the interval, by Student's t, since a few runs tell little of how much networks differ.
     Every run counts alike.
 
     Parameters
@@ -304,6 +303,11 @@ def pooled(rates, sizes) -> Interval:
     -------
     Interval
         In percent; NaN without a run.
+
+    Notes
+    -----
+    Of two to four networks that differ it holds the true mean in about 85 to 90 of 100 cases, of
+    ten in 92: now and then a few agree by chance.
     """
     rates, sizes = np.asarray(rates, dtype=float), np.asarray(sizes, dtype=float)
     if not len(rates) or np.isnan(rates).any():
@@ -335,17 +339,23 @@ def summarised(mean: float, variance: float, size: float, runs: int = 1) -> Inte
         return Interval(mean, NAN, NAN)
     mean = min(100.0, mean)  # of rates that are all 100 it may be a hair above
     share, n = mean / 100, size * runs
-    expected = 100**2 * share * (1 - share) / size
-    if runs > 1 and variance > expected > 0:
-        # What runs add to their images is known from runs - 1 differences alone.
-        n /= 1 + (variance / expected - 1) * (stdtrit(runs - 1, 0.975) / _NORMAL) ** 2
-    return replace(wilson(share * n, n), estimate=mean)
+    images = wilson(share * n, n)
+    between = 0.0
+    if runs > 1:
+        excess = variance - 100**2 * share * (1 - share) / size
+        between = stdtrit(runs - 1, 0.975) * math.sqrt(max(0.0, excess) / runs)
+    return Interval(
+        mean,
+        max(0.0, mean - math.hypot(mean - images.low, between)),
+        min(100.0, mean + math.hypot(images.high - mean, between)),
+    )
 
 
 def difference(one: Interval, other: Interval) -> Interval:
-    """Subtract ``other`` from ``one``, two rates of different images, with a 95 % interval.
+    """Subtract ``other`` from ``one``, two independent rates, with a 95 % interval.
 
     Where it holds 0, the rates may be the same for all that their images (and repetitions) say.
+    For two rates of the same images it is rather too wide.
 
     Notes
     -----

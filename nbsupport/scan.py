@@ -174,7 +174,7 @@ def scan(
         inputs, pieces = ask(
             model, some, label, others, device, layer=layer, sides=sides, seed=seed
         )
-        judge = clone(detector or PoisonDetector()).set_params(sides=len(pieces.sides))
+        judge = clone(detector or PoisonDetector()).set_params(sides=inputs.sides)
         verdict = _verdict(label, judge.fit(inputs.evidence), inputs, pieces, min_carried)
         verdicts.append(verdict)
         if progress:
@@ -239,6 +239,7 @@ def ask(
         logits=gamma.logits,
         heatmaps={"gamma": gamma.heatmaps, "squared": squared.heatmaps},
         evidence=pieces.table(squared.heatmaps, activations),
+        sides=len(pieces.sides),
     )
     return inputs, pieces
 

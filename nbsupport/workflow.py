@@ -211,12 +211,18 @@ def execute(
             with suppress(KeyboardInterrupt):
                 with suppress(subprocess.TimeoutExpired):
                     return process.wait(every)
-                if watch and (line := watch()):
+                if watch and (line := _asked(watch)):
                     print(f"[{line}]", file=sys.stderr, flush=True)
     finally:
-        if process.poll() is None:  # the question failed, not the command
-            process.terminate()
         signal.signal(signal.SIGTERM, before)
+
+
+def _asked(watch: Callable[[], str | None]) -> str | None:
+    """Ask how far the command is; an answer that fails is no reason to end it."""
+    try:
+        return watch()
+    except Exception as error:
+        return f"no word on progress: {type(error).__name__}: {error}"
 
 
 def outdated(

@@ -85,7 +85,30 @@ def test_the_next_network_has_neighbours_of_its_own(own, tmp_path):
     for folder, units in ((own, 4), (other, 5)):
         model = checkup.load_network(f"{folder}/mine.py:make", folder / "weights.safetensors")
         assert model[1].out_features == units
-    assert "neighbour" not in sys.modules
+    # A folder without __init__.py, and then a file of the same name.
+    (own / "neighbour.py").unlink()
+    (own / "neighbour").mkdir()
+    (own / "neighbour" / "blocks.py").write_text("UNITS = 4\n")
+    (own / "mine.py").write_text(BUILDER.replace("from neighbour", "from neighbour.blocks"))
+    for folder, units in ((own, 4), (other, 5)):
+        model = checkup.load_network(f"{folder}/mine.py:make", folder / "weights.safetensors")
+        assert model[1].out_features == units
+
+
+def test_a_network_may_import_its_neighbours_when_it_runs(own):
+    late = (
+        BUILDER.replace("nn.Flatten()", "Late()")
+        + """
+
+class Late(nn.Flatten):
+    def forward(self, x):
+        import neighbour
+        return super().forward(x) * (neighbour.UNITS / 4)
+"""
+    )
+    (own / "mine.py").write_text(late)
+    model = checkup.load_network(f"{own}/mine.py:make", own / "weights.safetensors")
+    assert model(torch.zeros(1, 3, 32, 32)).shape == (1, 4)
 
 
 def test_files_that_are_not_there_are_named(own):

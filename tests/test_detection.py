@@ -199,3 +199,16 @@ def test_chance_is_not_defined_for_one_kind_of_image():
 def test_every_estimator_has_its_name_here():
     kinds = {type(method.estimator).__name__ for method in METHODS.values()}
     assert kinds <= set(detection.__all__)
+
+
+@pytest.mark.parametrize("sides", [1, 3])
+def test_the_windows_are_counted_with_the_evidence(sides):
+    """Of other than two sizes of window nothing is taken for activations, nor the other way."""
+    rng = np.random.default_rng(0)
+    table = rng.normal(size=(80, 3 * sides + 8))
+    inputs = detection.DetectionInputs(np.arange(80), evidence=table, sides=sides)
+    expected = detection.PoisonDetector(sides=sides).fit(table)
+    for told in (inputs, inputs.select(np.arange(80))):
+        found = detection.detect("poison_detector", told)
+        assert found.details["sides"] == sides
+        assert found.score == pytest.approx(expected.decision_function(table))

@@ -22,8 +22,6 @@ __all__ = [
 
 NAN = float("nan")
 
-_NORMAL = NormalDist().inv_cdf(0.975)
-
 LAST_DIGIT = 0.01
 """A unit of the last digit that the paper prints, in percentage points."""
 
@@ -272,7 +270,7 @@ def wilson(k: int, n: int) -> Interval:
         raise ValueError(f"{k} hits among {n}: expected 0 <= k <= n")
     if n == 0:
         return Interval(NAN, NAN, NAN)
-    z = _NORMAL
+    z = NormalDist().inv_cdf(0.975)
     centre = (k + z * z / 2) / (n + z * z)
     half = z / (n + z * z) * math.sqrt(k * (n - k) / n + z * z / 4)
     rate = k / n

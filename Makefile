@@ -35,6 +35,10 @@ override RUNS := $(if $(filter ~/%,$(firstword $(RUNS))),$(subst ~/,$(HOME)/,$(R
 
 BIN   := $(if $(filter /%,$(VENV)),$(VENV),$(CURDIR)/$(VENV))/bin
 READY := $(VENV)/.nbsupport-ready
+# Installed from another folder (this one was moved, or two checkouts share VENV): install anew.
+ifneq ($(shell cat "$(READY)" 2> /dev/null),$(CURDIR))
+.PHONY: $(READY)
+endif
 export PATH := $(BIN):$(PATH)
 export PYTHONUNBUFFERED := 1
 
@@ -80,7 +84,7 @@ beyond: $(READY)  ## which class is it, and what is left of the backdoor after d
 		--scenarios $(SCENARIOS) $(call stopped,resume-beyond)
 
 figures: $(READY)  ## write figures/ anew, without training: KEEP=yes leaves published runs in
-	papermill --engine nbsupport --kernel python3 notebooks/05_results.ipynb \
+	python -m papermill --engine nbsupport --kernel python3 notebooks/05_results.ipynb \
 		"$(RUNS)/$(PROFILE)/05_results.ipynb" -p profile $(PROFILE) -p runs "$(RUNS)" \
 		-p data "$(DATA)" -p interactive False -p figures_folder "$(FIGURES)" -p keep $(KEEP)
 
@@ -89,6 +93,7 @@ gallery:  ## copy the pictures of the README from a finished demo run (drawn sig
 	cd "$(RUNS)/demo/standard-s3-p15-r0/figures" && cp \
 		$(foreach name,$(GALLERY),$(name).png $(name).json) "$(CURDIR)/figures/gallery/"
 
+# Modules of python, no scripts: these would name the folder that they were installed in.
 # A file at a time to each worker. Threads that wait for each other must not keep a core busy.
 SUITE = OMP_WAIT_POLICY=passive python -m pytest --numprocesses $(JOBS) \
 	--dist loadfile --no-loadscope-reorder
@@ -99,21 +104,21 @@ test: $(READY) lint  ## lint, unit tests, and the chain of notebooks on a tiny d
 test-fast: $(READY)  ## unit tests alone
 	$(SUITE) -m "not notebooks"
 
-STRIP = nbstripout --extra-keys "metadata.papermill metadata.widgets cell.metadata.papermill"
+STRIP = python -m nbstripout --extra-keys "metadata.papermill metadata.widgets cell.metadata.papermill"
 
 lint: $(READY)  ## ruff on code and notebooks; notebooks must be stripped of outputs
-	ruff check .
-	ruff format --check .
+	python -m ruff check .
+	python -m ruff format --check .
 	$(STRIP) --verify notebooks/*.ipynb
 
 strip: $(READY)  ## take outputs out of the notebooks again, after working in them
 	$(STRIP) notebooks/*.ipynb
 
 lab: $(READY)  ## open JupyterLab on the overview
-	jupyter lab notebooks/00_overview.ipynb
+	python -m jupyterlab notebooks/00_overview.ipynb
 
 site: $(READY)  ## executed notebooks of PROFILE as HTML, with an index: site/index.html
-	papermill --engine nbsupport --kernel python3 notebooks/00_overview.ipynb \
+	python -m papermill --engine nbsupport --kernel python3 notebooks/00_overview.ipynb \
 		"$(RUNS)/$(PROFILE)/00_overview.ipynb" -p profile $(PROFILE) -p runs "$(RUNS)" \
 		-p interactive False
 	python -m nbsupport.site $(PLACE)
@@ -127,4 +132,4 @@ $(READY): pyproject.toml constraints.txt
 	@test -x "$(BIN)/python" || $(PYTHON) -m venv $(VENV)
 	@"$(BIN)/python" -m pip install --quiet --disable-pip-version-check -c constraints.txt \
 		-e '.[workflow,test]'
-	@touch $@
+	@echo "$(CURDIR)" > $@

@@ -54,7 +54,7 @@ os.environ["PATH"] = os.path.dirname(sys.executable) + os.pathsep + os.environ["
 # The folder of runs is told by where the output shall be: it differs where Snakemake keeps files in
 # a storage of its own and works on copies.
 COMMON = (
-    "papermill --engine nbsupport --kernel python3 "
+    "python -m papermill --engine nbsupport --kernel python3 "
     "--execution-timeout $(( 60 * {resources.runtime} )) "
     "{input.notebook:q} {log.notebook:q} -p profile {PROFILE} -p interactive False "
 )

@@ -499,7 +499,7 @@ def results_table(table: pd.DataFrame, *, caption: str = "") -> "pd.io.formats.s
         rate=table["rate"].str.upper(),
     )
     interval = [
-        "–" if math.isnan(low) else f"{low:.2f} – {high:.2f}"
+        "–" if math.isnan(low) else f"{low:.2f} to {high:.2f}"
         for low, high in zip(table["low"], table["high"], strict=True)
     ]
     shown.insert(shown.columns.get_loc("low"), "95 % interval", interval)

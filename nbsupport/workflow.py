@@ -191,7 +191,7 @@ def execute(
     words : sequence of str
         From `command`.
     watch : callable, optional
-        Asked every few seconds; returns a line to print, or None.
+        Asked every few seconds; returns a line, or None. What was printed last is not repeated.
     every : float
         Seconds between two questions.
     hold : int, optional
@@ -203,6 +203,7 @@ def execute(
         Exit status of the command.
     """
     process = subprocess.Popen(words, cwd=ROOT, pass_fds=() if hold is None else (hold,))
+    told = None
     # Whoever ends us wants it ended too; it then tidies up after itself.
     before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
     try:
@@ -211,8 +212,10 @@ def execute(
             with suppress(KeyboardInterrupt):
                 with suppress(subprocess.TimeoutExpired):
                     return process.wait(every)
-                if watch and (line := _asked(watch)):
+                line = watch and _asked(watch)
+                if line and line != told:
                     print(f"[{line}]", file=sys.stderr, flush=True)
+                    told = line
     finally:
         signal.signal(signal.SIGTERM, before)
 

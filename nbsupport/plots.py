@@ -573,6 +573,7 @@ def scoreboard_bars(board: pd.DataFrame, *, title: str = "") -> Figure:
     looks = {
         "better": (PALETTE[0], ""),
         "within": (PALETTE[9], "//"),
+        "open": (PALETTE[8], "\\\\"),
         "worse": (PALETTE[1], "xx"),
         "weak": ("0.6", ".."),
         "missing": ("0.85", ""),
@@ -602,5 +603,5 @@ def scoreboard_bars(board: pd.DataFrame, *, title: str = "") -> Figure:
     ax.set(xlabel="printed cells")
     ax.invert_yaxis()
     ax.grid(axis="y", visible=False)
-    fig.legend(loc="outside lower center", ncols=6, frameon=False)
+    fig.legend(loc="outside lower center", ncols=7, frameon=False)
     return fig

@@ -169,16 +169,20 @@ class Published:
             file may hold.
         """
         before = self._told(name) if self.kept else {}
+        # A table made from the others may be younger than some of their rows.
+        sources = [before] if name in TIDY or not self.kept else [self._told("results"), before]
         kept = {
             run: stages
-            for run, stages in before.get("runs", {}).items()
+            for source in sources
+            for run, stages in source.get("runs", {}).items()
             if run.split("/", 1)[1] in self.kept
         }
         if not kept:
             return dict(told)
         versions = {library: set(made) for library, made in told["runs_made_with"].items()}
-        for library, made in before.get("runs_made_with", {}).items():
-            versions.setdefault(library, set()).update(made)
+        for source in sources:
+            for library, made in source.get("runs_made_with", {}).items():
+                versions.setdefault(library, set()).update(made)
         return {
             **told,
             "profiles": [self.profile],

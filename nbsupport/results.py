@@ -241,6 +241,9 @@ def _effective(rates: np.ndarray, sizes: np.ndarray) -> float:
 def provenance(runs: Iterable[Run], stages: Iterable[str] = CHAIN) -> dict:
     """Say where results come from: version, checksums, code, device and seconds of the stages.
 
+    The checksums are of what a stage was made from (the attacker's network, too), of what it made,
+    and of the images of the data set.
+
     Parameters
     ----------
     runs : iterable of Run
@@ -255,7 +258,7 @@ def provenance(runs: Iterable[Run], stages: Iterable[str] = CHAIN) -> dict:
         Ready for the JSON file beside a figure.
     """
     runs, stages = list(runs), tuple(stages)
-    kept = ("version", "payload", "code", "device", "seconds")
+    kept = ("version", "made_from", "payload", "code", "device", "seconds")
     records = {
         f"{run.profile}/{run.scenario}": {
             stage: run.load(stage) for stage in stages if stage in CHAIN or run.has(stage)
@@ -269,7 +272,11 @@ def provenance(runs: Iterable[Run], stages: Iterable[str] = CHAIN) -> dict:
     return {
         "profiles": sorted({str(run.profile) for run in runs}),
         "runs": {
-            name: {stage: {key: record[key] for key in kept} for stage, record in of_run.items()}
+            name: {
+                stage: {key: record[key] for key in kept}
+                | ({"images": record["result"].get("fingerprint")} if stage == "attack" else {})
+                for stage, record in of_run.items()
+            }
             for name, of_run in records.items()
         },
         "runs_made_with": {name: sorted(versions) for name, versions in made_with.items()},

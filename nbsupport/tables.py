@@ -50,8 +50,14 @@ COLUMNS = [
 _ABOUT = {"5": "table5-setting"}
 """Errata about a whole table."""
 
-VERDICTS = ("better", "within", "worse", "weak", "missing", "no value")
+VERDICTS = ("better", "within", "open", "worse", "weak", "missing", "no value")
 """What can be said of a cell; see `compare`."""
+
+TOLD = ("better", "within", "open", "worse")
+"""Verdicts on cells that have a value on both sides."""
+
+WIDE = 20.0
+"""Percentage points: the width from which on an interval that holds 0 says too little."""
 
 
 def experiment(scenario: str) -> str:
@@ -96,8 +102,8 @@ def compare(
         ``high`` its interval (`metrics.pooled`) and ``sigma`` their standard deviation; ``n``
         counts the images of all runs. The interval of the ``difference`` counts the images behind
         the print as well (`metrics.difference`). Rates are in percent. ``verdict`` is "within" if
-        it holds 0, else "better" or "worse"; "missing" without a run; "no value" where the paper
-        prints none that holds.
+        it holds 0, or "open" if it does and is wider than `WIDE`, else "better" or "worse";
+        "missing" without a run; "no value" where the paper prints none that holds.
 
     Notes
     -----
@@ -133,7 +139,7 @@ def compare(
                 cell = names | {"method": method, "rate": rate, "paper_sigma": sigma}
                 cell |= _cell(getattr(row, rate), row.interval(rate), values, n, n)
                 cell["note"] = "; ".join(filter(None, (row.erratum, _ABOUT.get(table), note)))
-                if weak and cell["verdict"] in ("better", "within", "worse"):
+                if weak and cell["verdict"] in TOLD:
                     cell["verdict"] = "weak"
                 cells.append(cell)
     return pd.DataFrame(cells, columns=COLUMNS)
@@ -220,7 +226,7 @@ def _verdict(theirs: Interval, apart: Interval) -> str:
     if math.isnan(apart.estimate):
         return "missing"
     if apart.low - LAST_DIGIT <= 0 <= apart.high + LAST_DIGIT:
-        return "within"
+        return "within" if apart.high - apart.low <= WIDE else "open"
     return "better" if apart.estimate > 0 else "worse"
 
 
@@ -275,11 +281,11 @@ def publish_scoreboard(
     """
     board = scoreboard(cells)
     # Ours is held against cells that count for the paper's proposal already.
-    sums = board[~board["method"].isin(["attack", ours])][["better", "within", "worse"]].sum()
+    sums = board[~board["method"].isin(["attack", ours])][[*TOLD]].sum()
     met = f"{sums['better'] + sums['within']} of {sums.sum()}"
-    title = f"The paper's methods: {met} rates met or bettered"
+    title = f"The paper's methods: {met} rates met or bettered, {sums['open']} left open"
     if ours in set(board["method"]):
-        own = board.set_index("method").loc[ours, ["better", "within", "worse"]]
+        own = board.set_index("method").loc[ours, [*TOLD]]
         label = figures.method_style(ours).label
         title += f"; {label}: {own['better'] + own['within']} of {own.sum()}"
     fig = plots.scoreboard_bars(board, title=title)

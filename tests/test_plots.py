@@ -211,8 +211,8 @@ def test_relevance_flow_steps_from_block_to_block():
 def test_scoreboard_bars_stack_all_cells_and_write_their_numbers():
     board = pd.DataFrame(
         {
-            "method": ["attack", "heatmap"], "cells": [3, 9], "better": [0, 4], "within": [2, 3],
-            "worse": [1, 0], "weak": [0, 1], "missing": [0, 1], "no value": [0, 0],
+            "method": ["attack", "heatmap"], "cells": [3, 15], "better": [0, 4], "within": [2, 3],
+            "open": [0, 6], "worse": [1, 0], "weak": [0, 1], "missing": [0, 1], "no value": [0, 0],
         }
     )  # fmt: skip
     fig = plots.scoreboard_bars(board, title="Seven of nine")
@@ -225,10 +225,10 @@ def test_scoreboard_bars_stack_all_cells_and_write_their_numbers():
     for bars in ax.containers:
         for row, bar in enumerate(bars):
             ends[row] = max(ends.get(row, 0), bar.get_x() + bar.get_width())
-    assert ends == {0: 3, 1: 9}
-    assert sorted(text.get_text() for text in ax.texts if text.get_text()) == list("111234")
+    assert ends == {0: 3, 1: 15}
+    assert sorted(text.get_text() for text in ax.texts if text.get_text()) == list("1112346")
     assert [text.get_text() for text in fig.legends[0].get_texts()] == [
-        "better", "within", "worse", "weak", "missing",
+        "better", "within", "open", "worse", "weak", "missing",
     ]  # fmt: skip
     hatches = {bars[0].get_hatch() for bars in ax.containers}
     assert len(hatches) > 3, "never by colour alone"

@@ -277,6 +277,22 @@ def test_numbers_are_those_that_the_file_will_hold(tmp_path):
     assert (tmp_path / "networks.csv").read_bytes() == first
 
 
+def test_a_table_made_from_others_names_all_their_runs(make, publish):
+    """The ledger was published by a machine with a few runs, and named these alone ever after."""
+    publish([make(OLD, seed=3)])
+    _, before, _ = publish([make(NEW)], keep="yes")
+    empty = {"runs": {}, "profiles": [], "runs_made_with": {}}
+    assert list(before.tell("a table of today", empty)["runs"]) == [f"tiny/{OLD}"]
+    assert before.tell("scans", empty)["runs"] == {}, "a tidy table has rows of its own"
+
+
+@pytest.mark.parametrize("name", ["claims", "scoreboard", "detections", "detection_rates"])
+def test_what_is_made_from_all_results_names_all_their_runs(name):
+    rows = pd.read_csv(FIGURES / "results.csv")
+    told = json.loads((FIGURES / f"{name}.json").read_text())["runs"]
+    assert {f"fast/{run}" for run in rows["scenario"]} == set(told)
+
+
 @pytest.fixture(scope="module")
 def all_published():
     return Published(FIGURES, "fast", [], keep="yes")

@@ -173,7 +173,10 @@ def test_provenance_names_what_the_results_are_made_of(make):
         stages = found["runs"][f"{run.profile}/{run.scenario}"]
         assert list(stages) == list(CHAIN)
         for stage, told in stages.items():
-            assert told["payload"] == run.load(stage)["payload"]
+            record = run.load(stage)
+            assert told["payload"] == record["payload"]
+            assert told["made_from"] == record["made_from"]
+            assert ("images" in told) == (stage == "attack")
             assert told["seconds"] == run.load(stage)["seconds"]
             assert told["code"].startswith(__version__)
     assert found["libraries"]["numpy"] == np.__version__

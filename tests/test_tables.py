@@ -125,6 +125,20 @@ def test_a_few_images_of_difference_are_none(make):
     assert row["verdict"] == "worse"
 
 
+def test_an_interval_that_says_too_little_agrees_with_nothing(make):
+    """Two networks, 99.9 and 63.4 %, were said to agree with a print of 99.48 %."""
+    steady = [(75, 12, 1648, 2), (75, 12, 1647, 3)]
+    apart = [(75, 12, 1648, 2), (84, 3, 1010, 640)]
+    for counts, verdict in ((steady, "within"), (apart, "open")):
+        runs = [make(f"standard-s3-p05-r{r}", heatmap=each) for r, each in enumerate(counts)]
+        row = cell(compared(runs, "1"), "heatmap", "acc", "standard-s3-p05")
+        assert row["difference_low"] < 0 < row["difference_high"]
+        assert (row["verdict"] == "open") == (
+            row["difference_high"] - row["difference_low"] > tables.WIDE
+        )
+        assert row["verdict"] == verdict
+
+
 def test_a_row_of_another_experiment_is_shown_and_not_compared(make):
     runs = [make("label_consistent-s3-p15-r0", heatmap=(240, 8, 1402, 0), masr=83.15)]
     cells = compared(runs, "2")

@@ -484,7 +484,7 @@ ERRATA = (
         "Its 2 % row has mean TPR 24.118 = 41/(5 * 34): 34 is the count of the standard attack "
         "(label-consistent: 33). At 15 % AC's mean TPR of 96.56 is 1405/(5 * 291), the standard "
         "attack; no whole number of hits among 10 * 248 images comes within 0.01 of it (among "
-        "10 * 247, 2385 would).",
+        "10 * 247, 2385 would). The other three mean TPRs fit both settings.",
         "Table 5 is held against label-consistent runs, as printed, though it is probably of "
         "standard ones; these stand in the thesis's table, as far as they are finished.",
     ),

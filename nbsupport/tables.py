@@ -283,11 +283,11 @@ def publish_scoreboard(
     # Ours is held against cells that count for the paper's proposal already.
     sums = board[~board["method"].isin(["attack", ours])][[*TOLD]].sum()
     met = f"{sums['better'] + sums['within']} of {sums.sum()}"
-    title = f"The paper's methods: {met} rates met or bettered, {sums['open']} left open"
+    title = f"Met or bettered: the paper's methods {met} rates ({sums['open']} open)"
     if ours in set(board["method"]):
         own = board.set_index("method").loc[ours, [*TOLD]]
         label = figures.method_style(ours).label
-        title += f"; {label}: {own['better'] + own['within']} of {own.sum()}"
+        title += f", {label} {own['better'] + own['within']} of {own.sum()}"
     fig = plots.scoreboard_bars(board, title=title)
     figures.save(fig, "scoreboard", folder)
     export(board, "scoreboard", folder, provenance)

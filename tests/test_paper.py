@@ -143,6 +143,16 @@ def test_a_mean_of_table_5_fits_standard_attacks_alone(runs, n, hits):
     assert [k for k, rate in rates.items() if abs(rate - row.tpr) < 0.01] == hits
 
 
+@pytest.mark.parametrize(
+    ("percent", "method", "standard", "consistent"),
+    [("33", "activation", 813, 544), ("33", "heatmap", 813, 544), ("15", "heatmap", 291, 248)],
+)
+def test_the_other_means_of_table_5_fit_both_attacks(percent, method, standard, consistent):
+    (row,) = (r for r in paper.TABLE5 if (r.percent, r.method) == (percent, method))
+    for n in (5 * standard, 10 * consistent):
+        assert any(abs(100 * k / n - row.tpr) < 0.01 for k in range(n + 1))
+
+
 def test_the_errata_tell_which_layer_the_released_clustering_reads():
     (record,) = (e for e in paper.ERRATA if e.id == "activation-layer")
     assert record.kind == "code"

@@ -75,7 +75,10 @@ def test_cells_of_every_printed_table_are_there_without_any_run():
 def test_the_paper_held_against_itself_differs_nowhere(make):
     cells = compared([make("standard-s3-p33-r0", **STANDARD)], "1")
     mine = cells[(cells["experiment"] == "standard-s3-p33") & (cells["method"] != OURS)]
-    assert set(mine["verdict"]) == {"within"}
+    # The attack of this run was tried on too few images to tell 100 % from 80.
+    opened = mine[mine["verdict"] == "open"]
+    assert opened["method"].tolist() == ["attack"]
+    assert set(mine["verdict"].drop(opened.index)) == {"within"}
     assert mine["difference"].abs().max() < 0.006
     row = cell(cells, "heatmap", "tpr", "standard-s3-p33")
     wilson = metrics.wilson(812, 813)
@@ -423,7 +426,7 @@ def test_comparison_has_no_value_for_the_mislabelled_row():
 def test_results_table_reads_well():
     table = tables.comparison(RESULTS)
     html = tables.results_table(table, caption="As printed").to_html()
-    for text in ("As printed", "Heatmap Clustering", "99.88", "2,463", "99.31 – 99.98"):
+    for text in ("As printed", "Heatmap Clustering", "99.88", "2,463", "99.31 to 99.98"):
         assert text in html
     assert html == tables.results_table(table, caption="As printed").to_html()
     with pytest.raises(ValueError, match="occur twice"):

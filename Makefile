@@ -36,6 +36,7 @@ override RUNS := $(if $(filter ~/%,$(firstword $(RUNS))),$(subst ~/,$(HOME)/,$(R
 BIN   := $(if $(filter /%,$(VENV)),$(VENV),$(CURDIR)/$(VENV))/bin
 READY := $(VENV)/.nbsupport-ready
 # Installed from another folder (this one was moved, or two checkouts share VENV): install anew.
+# Scripts of other packages still name the old folder: recipes call modules of python instead.
 ifneq ($(shell cat "$(READY)" 2> /dev/null),$(CURDIR))
 .PHONY: $(READY)
 endif
@@ -93,7 +94,6 @@ gallery:  ## copy the pictures of the README from a finished demo run (drawn sig
 	cd "$(RUNS)/demo/standard-s3-p15-r0/figures" && cp \
 		$(foreach name,$(GALLERY),$(name).png $(name).json) "$(CURDIR)/figures/gallery/"
 
-# Modules of python, no scripts: these would name the folder that they were installed in.
 # A file at a time to each worker. Threads that wait for each other must not keep a core busy.
 SUITE = OMP_WAIT_POLICY=passive python -m pytest --numprocesses $(JOBS) \
 	--dist loadfile --no-loadscope-reorder

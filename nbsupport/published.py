@@ -168,9 +168,9 @@ class Published:
             The same with the kept runs, all versions that made either, and the ``note`` that the
             file may hold.
         """
-        before = self._told(name) if self.kept else {}
         # A table made from the others may be younger than some of their rows.
-        sources = [before] if name in TIDY or not self.kept else [self._told("results"), before]
+        names = (name,) if name in TIDY else ("results", name)
+        sources = [self._told(each) for each in names] if self.kept else []
         kept = {
             run: stages
             for source in sources
@@ -189,7 +189,7 @@ class Published:
             # The kept ones last: the same run may be half finished here.
             "runs": dict(sorted((told["runs"] | kept).items())),
             "runs_made_with": {name: sorted(made) for name, made in sorted(versions.items())},
-        } | {key: before[key] for key in ("note",) if key in before}
+        } | {key: sources[-1][key] for key in ("note",) if key in sources[-1]}
 
     def sweep(self) -> list[str]:
         """Remove the files of tables of which `join` found nothing left; return their names."""

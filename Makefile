@@ -53,7 +53,7 @@ BATCH   = $(PLACE) $(MACHINE) --data "$(DATA)" --device $(DEVICE) \
 stopped = || { test $$? = 2 || \
 	echo "Stopped. What is finished stays: 'make $(1)' goes on with the rest."; exit 1; }
 
-.PHONY: help run resume resume-sweep resume-ablation resume-beyond sweep status ablation beyond \
+.PHONY: help surrogate run resume resume-sweep resume-ablation resume-beyond sweep status ablation beyond \
 	figures gallery test test-fast lint strip \
 	lab site clean
 
@@ -72,6 +72,9 @@ resume-beyond: beyond  ## the same for what lies beyond the paper
 
 sweep: $(READY)  ## a grid: GRID="--attack standard --p 1,2,5 --s 1,2,3 --repetitions 5 --dry-run"
 	@nbsupport sweep $(BATCH) $(UNLOCK) $(GRID) $(call stopped,resume-sweep)
+
+surrogate: $(READY)  ## take the published clean network, which some attacks need: PROFILE=fast
+	@nbsupport surrogate $(PLACE) --data "$(DATA)"
 
 status: $(READY)  ## what is finished, what is missing, how long the rest will take
 	@nbsupport status $(PLACE) $(MACHINE) --scenarios $(SCENARIOS)

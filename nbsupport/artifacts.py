@@ -12,8 +12,9 @@ import math
 import os
 import platform
 import shlex
+import shutil
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -27,8 +28,9 @@ from nbsupport import ROOT, __version__
 from nbsupport.scenarios import Profile, Scenario
 
 __all__ = [
-    "CHAIN", "FILTERS", "PLACE", "STAGES", "USUAL_FILTERS", "ArtifactError", "Run", "Stage",
-    "atomic", "begun_runs", "checksum", "finished_runs", "wanted", "write_json", "write_text",
+    "CHAIN", "FILTERS", "NETWORKS", "PLACE", "STAGES", "USUAL_FILTERS", "ArtifactError", "Run",
+    "Stage", "atomic", "begun_runs", "checksum", "finished_runs", "wanted", "write_json",
+    "write_text",
 ]  # fmt: skip
 
 SCHEMA = 1
@@ -105,6 +107,9 @@ STAGES = {
 
 PLACE = ("scenario", "profile", "device", "runs", "data", "interactive")
 """Parameters of notebooks, where they have them, that say what is run and where, not how."""
+
+NETWORKS = ROOT / "data" / "networks"
+"""Runs of clean networks that come with the repository: weights and rates, no image."""
 
 CHAIN = tuple(name for name, stage in STAGES.items() if stage.make == "run")
 """The stages that results are made of, in their order."""
@@ -324,6 +329,46 @@ class Run:
                     f"{path} is stale: {file.resolve()} has changed since it was made; {remedy}"
                 )
         return body
+
+    def copy_to(self, runs: Path, stages: Iterable[str]) -> "Run":
+        """Copy finished stages into another folder of runs, in the order given.
+
+        What they were made from must be there or be copied before them. Where and on which folders
+        they were made (`PLACE`) is left out of the copies.
+
+        Parameters
+        ----------
+        runs : Path
+            The other folder.
+        stages : iterable of str
+            Names in `STAGES`.
+
+        Returns
+        -------
+        Run
+            The copy.
+
+        Raises
+        ------
+        ArtifactError
+            If one is not sound, or cannot be written.
+        """
+        copy = Run(Path(runs), self.profile, self.scenario)
+        bodies = {stage: self.load(stage) for stage in stages}  # all are sound before one is copied
+        try:
+            for stage, body in bodies.items():
+                told = body["parameters"].items()
+                body["parameters"] = {name: value for name, value in told if name not in PLACE}
+                copy.path(stage).parent.mkdir(parents=True, exist_ok=True)
+                with atomic(copy.payload(stage)) as temporary:
+                    shutil.copyfile(self.payload(stage), temporary)
+                write_json(copy.path(stage), body | {"checksum": _digest(body)})
+        except OSError as error:
+            raise ArtifactError(
+                f"{copy.folder}: {stage} could not be copied ({error.strerror or error}); free "
+                "space or name another folder of runs"
+            ) from error
+        return copy
 
     def arrays(self, stage: str) -> dict[str, np.ndarray]:
         """Read a stage's arrays, checked as in `load`."""

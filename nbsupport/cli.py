@@ -1,14 +1,23 @@
-"""The command line: ``nbsupport scenarios | data | run | sweep | status | summary``."""
+"""The command line: ``nbsupport scenarios | data | surrogate | run | sweep | status | summary``."""
 
 import argparse
 import json
 import math
+import shlex
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 
 from nbsupport import paper, workflow
-from nbsupport.artifacts import FILTERS, STAGES, ArtifactError, Run, begun_runs, wanted
+from nbsupport.artifacts import (
+    FILTERS,
+    NETWORKS,
+    STAGES,
+    ArtifactError,
+    Run,
+    begun_runs,
+    wanted,
+)
 from nbsupport.execution import anchored
 from nbsupport.scenarios import (
     ATTACKS,
@@ -73,6 +82,11 @@ def _parser() -> argparse.ArgumentParser:
 
     add("scenarios", _print_scenarios, "the paper's experiments and the grammar of their names")
     add("data", _print_data, "load, check and cache the images of a profile", place, images)
+    surrogate = add(
+        "surrogate", _surrogate, "take the published clean network instead of training it",
+        place, images,
+    )  # fmt: skip
+    surrogate.add_argument("--publish", action="store_true", help="the other way: publish yours")
     add("status", _print_status, "what is finished, and what is missing", place, named, machine)
     add("summary", _print_summary, "rates of finished runs beside the paper's", place, named)
     add("run", _run, "run scenarios", place, images, named, machine, batch)
@@ -160,6 +174,55 @@ def _print_data(options: argparse.Namespace) -> None:
     print(f"images: {images.name}, {sizes}")
 
 
+def _surrogate(options: argparse.Namespace) -> None:
+    """Copy the attacker's network of a profile from the repository to the runs, or back."""
+    mine = Run(options.runs, _profile(options), Scenario().surrogate)
+    if options.publish:
+        copy = mine.copy_to(NETWORKS, ("attack", "training"))
+    elif mine.has("training"):
+        print(f"{mine.folder} is there already and stays as it is")
+        return
+    else:
+        copy = _published(mine, options.data).copy_to(mine.runs, ("attack", "training"))
+    record = copy.load("training")
+    print(
+        f"{copy.folder}: trained in {record['seconds'] / 60:.0f} minutes on {record['device']}, "
+        f"clean accuracy {record['result']['clean_accuracy']:.2f} %"
+    )
+
+
+def _published(run: Run, folder: str) -> Run:
+    """Find the published network of a clean run, trained on the images that are here."""
+    from nbsupport import data
+    from nbsupport.evaluation import check_data
+
+    published = Run(NETWORKS, run.profile, run.scenario)
+    train = f"train it: make run PROFILE={run.profile} SCENARIOS={run.scenario}"
+    if not published.path("training").exists():
+        there = [path.parent.name for path in NETWORKS.glob(f"*/{run.scenario}")]
+        raise ValueError(
+            f"{run.scenario} of profile {run.profile} is not published (there are those of: "
+            f"{', '.join(sorted(there)) or 'none'}); {train}"
+        )
+    images = data.load(run.profile.data, folder=folder, scale=run.profile.scale)
+    check_data(images, published.load("training")["result"], train)
+    return published
+
+
+def _hint(runs: list[Run]) -> str | None:
+    """Say that a published network would spare a training, where one would."""
+    for run in runs:
+        clean = run.of(run.scenario.surrogate)
+        published = Run(NETWORKS, run.profile, clean.scenario).path("training").exists()
+        if run.scenario.needs_surrogate and published and not clean.path("training").exists():
+            return (
+                f"{run.scenario} needs {clean.scenario}, which is trained first; the published one "
+                f"spares it: stop here and call make surrogate PROFILE={run.profile} "
+                f"RUNS={shlex.quote(str(run.runs))}"
+            )
+    return None
+
+
 def _run(options: argparse.Namespace) -> int:
     if not options.scenarios:
         raise ValueError("name scenarios: --scenarios standard-s3-p15-r0, or 'paper'")
@@ -215,6 +278,8 @@ def _execute(options: argparse.Namespace, scenarios: tuple[Scenario, ...]) -> in
         with workflow.alive(alone=True) as sign:
             if status := call("--unlock", hold=sign):
                 return status
+    if hint := _hint(runs):
+        print(hint, file=sys.stderr)
     target = [f"every_{options.stage}"] if options.stage else []
     chosen = {"filters": options.filters} if options.filters else {}
     if old := workflow.outdated(runs, options.stage, **chosen):

@@ -514,3 +514,44 @@ def test_checksum_is_sha256(tmp_path):
     path = tmp_path / "abc"
     path.write_bytes(b"abc")
     assert checksum(path) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+# ---- copies
+
+
+def test_a_copy_is_sound_and_does_not_say_where_it_was_made(saved, tmp_path):
+    place = {"runs": tmp_path, "data": "/somewhere", "device": "cpu", "make": "all"}
+    own = {"made_from": ((saved, "attack"),), "parameters": place, "seconds": 7}
+    saved.save("training", {"w": torch.ones(2)}, {"asr": 3.0}, **own)
+    copy = saved.copy_to(tmp_path / "other", ("attack", "training"))
+    assert copy.folder == tmp_path / "other" / "tiny" / str(saved.scenario)
+    assert torch.equal(copy.weights()["w"], torch.ones(2))
+    told, before = copy.load("training"), saved.load("training")
+    assert told.pop("parameters") == {"make": "all"}
+    assert before.pop("parameters") != {"make": "all"}
+    assert told == before
+    assert leftovers(copy.folder) == []
+
+
+def test_nothing_is_copied_if_one_stage_is_not_sound(saved, tmp_path):
+    saved.save("training", {"w": torch.ones(2)}, {}, made_from=((saved, "attack"),))
+    saved.payload("training").write_bytes(b"other")
+    with pytest.raises(ArtifactError, match=r"not what training\.json describes"):
+        saved.copy_to(tmp_path / "other", ("attack", "training"))
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_copy_that_cannot_be_written_leaves_what_was_there(saved, tmp_path, monkeypatch):
+    copy = saved.copy_to(tmp_path / "other", ("attack",))
+    before = copy.payload("attack").read_bytes()
+    saved.save("attack", ARRAYS | {"ids": np.arange(9)}, {})
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(shutil, "copyfile", full)
+    with pytest.raises(ArtifactError, match=r"attack could not be copied \(No space left"):
+        saved.copy_to(tmp_path / "other", ("attack",))
+    assert copy.payload("attack").read_bytes() == before
+    assert copy.has("attack")
+    assert leftovers(copy.folder) == []

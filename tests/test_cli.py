@@ -6,7 +6,7 @@ import os
 import pytest
 from runs import finish
 
-from nbsupport import artifacts, workflow
+from nbsupport import artifacts, cli, data, workflow
 from nbsupport.artifacts import Run
 from nbsupport.cli import main
 from nbsupport.scenarios import PAPER, PROFILES, Scenario
@@ -263,3 +263,64 @@ def test_summary_goes_on_after_runs_that_are_not_ready(tmp_path, capsys):
     assert set(rates) == {half, done}
     assert "methods" in rates[done]
     assert "methods" not in rates[half]
+
+
+# ---- the published network of the attacker
+
+
+@pytest.fixture
+def published(tmp_path, monkeypatch):
+    """A folder of published networks, with one of the profile tiny; returns its run."""
+    monkeypatch.setattr(cli, "NETWORKS", tmp_path / "networks")
+    images = data.load("synthetic", scale=PROFILES["tiny"].scale)
+    run = Run(tmp_path / "trained", PROFILES["tiny"], Scenario.parse("clean-r0"))
+    finish(run, fingerprint=images.fingerprint)
+    assert main(["surrogate", "--publish", "--profile", "tiny", "--runs", str(run.runs)]) == 0
+    return Run(tmp_path / "networks", run.profile, run.scenario)
+
+
+def test_a_published_network_spares_its_training(published, tmp_path, monkeypatch, capsys):
+    assert sorted(path.name for path in published.folder.iterdir()) == [
+        "attack.json", "attack.npz", "model.safetensors", "training.json",
+    ]  # fmt: skip
+    monkeypatch.setattr(workflow, "execute", lambda *_, **__: 0)
+    place = ["--profile", "tiny", "--runs", str(tmp_path / "my runs")]
+    wanting = Scenario.parse("label_consistent-s3-p33-r4")
+    run = Run(tmp_path / "my runs", PROFILES["tiny"], wanting)
+    capsys.readouterr()
+    assert main(["run", *place, "--dry-run", "--scenarios", str(wanting)]) == 0
+    said = capsys.readouterr().err
+    assert f"make surrogate PROFILE=tiny RUNS='{tmp_path / 'my runs'}'" in said
+    assert main(["surrogate", *place]) == 0
+    assert "clean accuracy 97.75 %" in capsys.readouterr().out
+    clean = run.of(wanting.surrogate)
+    assert clean.load("training") == published.load("training")
+    # Snakemake asks for nothing that is there: see also test_workflow.
+    assert workflow.outdated([run]) == []
+    assert workflow.progress([run]).steps == 2
+    assert main(["run", *place, "--dry-run", "--scenarios", str(wanting)]) == 0
+    assert "surrogate" not in capsys.readouterr().err
+
+
+def test_a_network_of_ones_own_is_not_replaced(published, tmp_path, capsys):
+    clean = Run(tmp_path / "runs", published.profile, published.scenario)
+    finish(clean, clean_accuracy=91.0)
+    assert main(["surrogate", "--profile", "tiny", "--runs", str(tmp_path / "runs")]) == 0
+    assert "is there already and stays as it is" in capsys.readouterr().out
+    assert clean.load("training")["result"]["clean_accuracy"] == 91.0
+    clean.payload("training").write_bytes(b"torn")  # what would be trained anew may be replaced
+    assert main(["surrogate", "--profile", "tiny", "--runs", str(tmp_path / "runs")]) == 0
+    assert clean.load("training") == published.load("training")
+
+
+def test_a_network_of_other_images_or_of_none_is_refused(published, tmp_path, monkeypatch, capsys):
+    place = ["--runs", str(tmp_path / "runs")]
+    assert main(["surrogate", "--profile", "demo", *place]) == 2
+    said = capsys.readouterr().err
+    assert "clean-r0 of profile demo is not published (there are those of: tiny)" in said
+    assert "make run PROFILE=demo SCENARIOS=clean-r0" in said
+    others = data.load("synthetic", scale=PROFILES["tiny"].scale, seed=1)
+    monkeypatch.setattr(data, "load", lambda *_, **__: others)
+    assert main(["surrogate", "--profile", "tiny", *place]) == 2
+    assert "made from other images" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()

@@ -14,7 +14,9 @@ import torch
 from PIL import Image
 
 from nbsupport import ROOT, data, gtsrb, layouts
+from nbsupport.artifacts import NETWORKS, finished_runs
 from nbsupport.data import DataError
+from nbsupport.evaluation import load_model, predict
 
 PAPER = {"Training": 3, "Validation": 1, "Testing": 2}  # images a class of the fake below
 TRACKS = 4  # of two frames: the fake official training set
@@ -450,14 +452,24 @@ def test_the_checksums_are_torchvisions_where_it_has_them():
 # ---- the real images
 
 
-@pytest.mark.gtsrb
-def test_real_gtsrb(tmp_path):
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    return tmp_path_factory.mktemp("kept")
+
+
+@pytest.fixture(scope="module")
+def real(kept):
     if "NBSUPPORT_DATA" not in os.environ:
         pytest.skip("NBSUPPORT_DATA is not set")
     try:
-        d = data.load("gtsrb", cache=tmp_path)
+        return data.load("gtsrb", cache=kept)
     except DataError as error:
         pytest.skip(f"NBSUPPORT_DATA does not hold GTSRB: {error}")
+
+
+@pytest.mark.gtsrb
+def test_real_gtsrb(real, kept):
+    d = real
     sizes = [len(getattr(d, s)) for s in data.SPLITS]
     assert sum(sizes) in (51869, 51839)  # the paper's split; the official images
     assert sizes[2] == 12630
@@ -480,4 +492,17 @@ def test_real_gtsrb(tmp_path):
         steps = (split.images[1:].double() - split.images[:-1].double()).square().mean((1, 2, 3))
         border = split.tracks[1:] != split.tracks[:-1]
         assert steps[border].median() > 4 * steps[~border].median()
-    assert same(d, data.load("gtsrb", cache=tmp_path))
+    assert same(d, data.load("gtsrb", cache=kept))
+
+
+@pytest.mark.gtsrb
+def test_the_published_network_reads_the_images_it_was_trained_on(real):
+    (run,) = finished_runs(NETWORKS, "training")
+    told = run.load("training")["result"]
+    if real.fingerprint != told["fingerprint"]:
+        pytest.skip("these are the official images, not those of the paper's split")
+    model = load_model(run, torch.device("cpu"))
+    some = real.test.select(torch.arange(0, len(real.test), 25))
+    answers = predict(model, some.images, torch.device("cpu")).argmax(1)
+    right = 100 * (answers == some.labels).float().mean().item()
+    assert right == pytest.approx(told["clean_accuracy"], abs=3)

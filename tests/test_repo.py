@@ -15,6 +15,7 @@ import torch
 import yaml
 
 from nbsupport import ROOT
+from nbsupport.artifacts import NETWORKS, PLACE, finished_runs
 from nbsupport.evaluation import predict
 from nbsupport.poison_detector import PoisonDetector
 
@@ -29,8 +30,8 @@ FLOORS = (
      "transport", "workflow"},
     {"attribution", "barycentres", "data", "embedding_clustering", "engine", "gradients",
      "pictures", "plots", "poison_detector", "published", "site"},
-    {"cli", "evaluation", "heatmap_clustering", "lrp"},
-    {"evidence", "patterns", "tables", "training"},
+    {"evaluation", "heatmap_clustering", "lrp"},
+    {"cli", "evidence", "patterns", "tables", "training"},
     {"detection", "retraining"},
     {"ablation", "scan"},
     {"checkup", "claims"},
@@ -252,13 +253,29 @@ def test_constraints_pin_every_dependency():
 
 def test_nothing_private_or_heavy_is_committed():
     for path in tracked():
-        assert path.stat().st_size < 1_000_000, f"{path} is too large for git"
-        assert path.suffix not in {".npz", ".npy", ".pt", ".pkl", ".safetensors", ".xz", ".ppm"}
+        if not path.is_relative_to(NETWORKS):
+            assert path.stat().st_size < 1_000_000, f"{path} is too large for git"
+            assert path.suffix not in {".npz", ".npy", ".pt", ".pkl", ".safetensors", ".xz", ".ppm"}
         if path.suffix in {".py", ".md", ".ipynb", ".yml", ".toml", ".json", ".csv", ".cff", ""}:
             text = path.read_text(errors="ignore")
             # A machine's folders (written apart here, or this test would find itself).
             for private in ("/ho" + "me/", "/ro" + "ot/", "/wo" + "rk/", "/tm" + "p/"):
                 assert private not in text, f"{path} names {private}"
+
+
+def test_published_networks_are_sound_clean_and_without_images():
+    found = finished_runs(NETWORKS, "training")
+    names = sorted(str(path.relative_to(NETWORKS)) for path in NETWORKS.rglob("*.*"))
+    assert [(str(run.profile), str(run.scenario)) for run in found] == [("fast", "clean-r0")]
+    files = ("attack.json", "attack.npz", "model.safetensors", "training.json")
+    assert names == [f"fast/clean-r0/{name}" for name in files]
+    for run in found:
+        assert all(len(array) == 0 for array in run.arrays("attack").values())
+        assert sum(path.stat().st_size for path in run.folder.iterdir()) < 5_000_000
+        record = run.load("training")
+        assert not set(record["parameters"]) & set(PLACE)
+        assert "+" not in record["code"], "made by code that was never committed"
+        assert record["result"]["clean_accuracy"] > 90
 
 
 def python_blocks(part):

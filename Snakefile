@@ -309,7 +309,7 @@ rule beyond:
         notebook=local("notebooks/06_beyond.ipynb"),
         modules=modules(
             "detection", "evidence", "figures", "metrics", "patterns", "pictures", "plots",
-            "results", "retraining", "scan",
+            "results", "retraining", "scan", "tables",
         ),
     output:
         f"{RUN}/beyond.csv",

@@ -19,8 +19,8 @@ from nbsupport.scenarios import ATTACKS, Scenario
 
 __all__ = [
     "COLUMNS", "PRINTED", "VERDICTS", "compare", "comparison", "detections", "experiment", "export",
-    "in_order", "missing", "note", "publish_scoreboard", "ranked", "readable", "results_table",
-    "scoreboard", "styled",
+    "first_check", "in_order", "missing", "note", "publish_scoreboard", "ranked", "readable",
+    "results_table", "scoreboard", "styled",
 ]  # fmt: skip
 
 PROPOSED = "heatmap"
@@ -350,6 +350,63 @@ def detections(
     return pd.DataFrame(lines)
 
 
+def first_check(
+    results: pd.DataFrame, second: Iterable[str] = (PROPOSED, OURS), *, alarm: float = 0.35
+) -> pd.DataFrame:
+    """Let Activation Clustering decide whether a second method looks at all (Section 8).
+
+    Parameters
+    ----------
+    results : DataFrame
+        From `results.collect`, of one profile.
+    second : iterable of str
+        Methods that look where it rings, and accuse nobody where it does not.
+    alarm : float, in (0, 1)
+        Activation Clustering rings if the smaller of its two groups is below this share of the
+        class; 0.35 in Chen et al. 2018.
+
+    Returns
+    -------
+    DataFrame
+        All text, one line an experiment, images of all repetitions together: in how many networks
+        it rings, least and largest smaller group in percent of the class, and TPR / TNR in percent
+        of each second method, alone and behind the check.
+
+    Raises
+    ------
+    ValueError
+        If ``alarm`` is no share.
+    """
+    if not 0 < alarm < 1:
+        raise ValueError(f"alarm is {alarm!r}; give a share of the class between 0 and 1")
+    lines, second = [], list(second)
+    for name in ranked(results["scenario"].map(experiment)):
+        rows = _repetitions(results, f"{name}-r0")
+        found = {method: part.set_index("scenario") for method, part in rows.groupby("method")}
+        if not {"activation", *second} <= set(found):
+            continue
+        first = found["activation"]
+        smaller = (first["n_tp"] + first["n_fp"]) / first["n_class"]
+        rings = smaller[smaller.between(0, alarm, inclusive="neither")].index
+        ends = dict.fromkeys(f"{100 * share:.1f}" for share in (smaller.min(), smaller.max()))
+        line = {
+            "experiment": name,
+            "networks": len(first),
+            "rings": f"{len(rings)} of {len(first)}",
+            "smaller group (%)": " to ".join(ends),
+        }
+        for method in second:
+            label, heard = figures.method_style(method).label, found[method].copy()
+            line[label] = _two_rates(heard)
+            silent = heard.index.difference(rings)
+            for missed, kept in (("n_fn", "n_tp"), ("n_tn", "n_fp")):
+                heard.loc[silent, missed] += heard.loc[silent, kept]
+                heard.loc[silent, kept] = 0
+            line[f"{label}, if AC rings"] = _two_rates(heard)
+        lines.append(line)
+    return pd.DataFrame(lines)
+
+
 def ranked(experiments: Iterable[str]) -> list[str]:
     """List experiments as the paper's tables do: by attack, large and frequent triggers first."""
     return sorted(set(experiments), key=_rank)
@@ -364,6 +421,10 @@ def _rank(name: str) -> tuple:
 def _three_rates(rows: pd.DataFrame) -> str:
     counts = rows.sum(numeric_only=True)
     return " / ".join(_share(*metrics.hits(counts, rate)) for rate in RATES)
+
+
+def _two_rates(rows: pd.DataFrame) -> str:
+    return _three_rates(rows).partition(" / ")[2]
 
 
 def _figure(value: float) -> str:

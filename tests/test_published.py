@@ -286,7 +286,9 @@ def test_a_table_made_from_others_names_all_their_runs(make, publish):
     assert before.tell("scans", empty)["runs"] == {}, "a tidy table has rows of its own"
 
 
-@pytest.mark.parametrize("name", ["claims", "scoreboard", "detections", "detection_rates"])
+@pytest.mark.parametrize(
+    "name", ["claims", "scoreboard", "detections", "detection_rates", "first_check"]
+)
 def test_what_is_made_from_all_results_names_all_their_runs(name):
     rows = pd.read_csv(FIGURES / "results.csv")
     told = json.loads((FIGURES / f"{name}.json").read_text())["runs"]
@@ -318,11 +320,12 @@ def test_published_comparisons_follow_from_published_rows(all_published, number,
         assert path.read_text() == (FIGURES / path.name).read_text()
 
 
-def test_published_scoreboard_and_detections_follow_from_published_rows(all_published, tmp_path):
+def test_published_summaries_follow_from_published_rows(all_published, tmp_path):
     frames = [all_published.join(name, pd.DataFrame()) for name in ("results", "strength")]
     cells = pd.concat([tables.compare(*frames, number) for number in "12345"])
     made = {"scoreboard": tables.scoreboard(cells)}
     made["detections"] = tables.detections(frames[0])
+    made["first_check"] = tables.first_check(frames[0])
     made["claims"] = claims.ledger(frames[0])
     for name, table in made.items():
         for path in tables.export(table, name, tmp_path, {"runs": {}})[:3]:

@@ -308,7 +308,25 @@ def seen_when_choosing():
     yield f"({ours.n_fn['amplitude-a32-p33-r0']} of them `a32`)"
 
 
-TELLERS = [what_came_out, where_we_stand, seen_when_choosing, after_detection, ablations]
+def first_check():
+    table = read("first_check").set_index("experiment")
+    rang, networks = table.rings.str.extract(r"(\d+) of (\d+)").astype(int).to_numpy().T
+    yield f"It rings in {rang.sum()} of {networks.sum()} networks"
+    rare = table.index.str.contains("p0[25]$")
+    assert set(table.index[rang == 0]) == {*table.index[rare], "blended-a20-p15"}
+    assert (rang == networks)[rang > 0].all()
+    yield f"in none of the {WORDS[networks[rare].sum()]} at 5 or 2 %"
+    assert networks[rang == 0].sum() == 10
+    yield "The tenth silent network has the `blended` trigger"
+    kinds = ("standard", "label_consistent")
+    found = [table.PoisonDetector[f"{kind}-s3-p05"].partition(" / ")[0] for kind in kinds]
+    assert found == ["100", "100"]
+    yield "at 5 % `PoisonDetector` alone finds all"
+
+
+TELLERS = [
+    what_came_out, where_we_stand, seen_when_choosing, after_detection, ablations, first_check,
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("told", TELLERS)

@@ -387,6 +387,42 @@ def test_detections_count_the_images_of_all_repetitions(make):
     assert line["HC, printed"] == "–"
 
 
+def test_a_first_check_that_is_silent_loses_what_the_second_would_find(make):
+    halves, perfect = (20, 0, 20, 20), (20, 0, 40, 0)
+    runs = [
+        # Smaller groups of 40 and of 20 of 60 images: only the second is below 35 %.
+        make("standard-s3-p05-r0", activation=halves, heatmap=perfect, poison_detector=perfect),
+        make(
+            "standard-s3-p05-r1", activation=perfect, heatmap=(5, 15, 30, 10),
+            poison_detector=(0, 20, 40, 0),
+        ),
+        make("standard-s3-p15-r0", activation=perfect, heatmap=perfect),
+        make("clean-r0"),
+    ]  # fmt: skip
+    found = results.collect(runs)
+    (line,) = tables.first_check(found).to_dict("records")  # the other run lacks our detector
+    assert line == {
+        "experiment": "standard-s3-p05",
+        "networks": 2,
+        "rings": "1 of 2",
+        "smaller group (%)": "33.3 to 66.7",
+        "Heatmap Clustering": "62.5 / 87.5",
+        "Heatmap Clustering, if AC rings": "12.5 / 87.5",
+        "PoisonDetector": "50.0 / 100",
+        "PoisonDetector, if AC rings": "0.0 / 100",
+    }
+    always = tables.first_check(found, ["heatmap"], alarm=0.7)
+    assert always["rings"].tolist() == ["1 of 1", "2 of 2"]
+    assert (always["Heatmap Clustering"] == always["Heatmap Clustering, if AC rings"]).all()
+    # Who accuses nobody has no smaller group, and does not ring.
+    nobody = make("standard-s3-p33-r0", activation=(0, 20, 40, 0), heatmap=perfect)
+    (line,) = tables.first_check(results.collect([nobody]), ["heatmap"]).to_dict("records")
+    assert (line["rings"], line["Heatmap Clustering, if AC rings"]) == ("0 of 1", "0.0 / 100")
+    for alarm in (0, 1, 35):
+        with pytest.raises(ValueError, match=f"alarm is {alarm}; give a share"):
+            tables.first_check(found, alarm=alarm)
+
+
 @pytest.mark.parametrize(
     ("name", "page"), [("detections", "figures/README.md"), ("scoreboard", "README.md")]
 )

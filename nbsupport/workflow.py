@@ -9,9 +9,10 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
+from functools import cache
 from itertools import product
 from pathlib import Path
 from statistics import mean
@@ -24,6 +25,9 @@ __all__ = ["Progress", "alive", "command", "execute", "grid", "outdated", "progr
 
 SIGN = ROOT / ".snakemake" / "alive"
 """File that is locked while a workflow of this checkout is at work."""
+
+PUBLISHED = ROOT / "figures"
+"""Folder whose tables tell what published runs took."""
 
 STARTUP = 10.0
 """Seconds from the start of a job to the first line of its notebook: Snakemake, kernel, torch."""
@@ -278,9 +282,12 @@ class Progress:
     steps : int
         Stages that are finished, surrogates included.
     seconds : float or None
-        Estimate of the time left; None before every kind of stage has finished once.
+        Estimate of the time left; None before every kind of stage has finished once, here or among
+        the published runs.
     jobs : int
         Jobs at a time, which the estimate counts on.
+    elsewhere : bool
+        Whether the estimate counts on what stages took on the machines of the published runs.
     """
 
     finished: int
@@ -288,6 +295,7 @@ class Progress:
     steps: int
     seconds: float | None
     jobs: int
+    elsewhere: bool = False
 
     def __str__(self):
         line = f"{self.finished} of {self.total} runs finished"
@@ -297,15 +305,16 @@ class Progress:
             return f"{line}, no estimate before each kind of step has been done once"
         minutes = self.seconds / 60
         left = f"{minutes / 60:.1f} h" if minutes > 90 else f"{max(1, round(minutes))} min"
-        return f"{line}, about {left} left on {self.jobs} job{'s' * (self.jobs > 1)}"
+        line += f", about {left} left on {self.jobs} job{'s' * (self.jobs > 1)}"
+        return line + ", if it takes as long as the published runs did" * self.elsewhere
 
 
 def progress(runs: Sequence[Run], *, jobs: int = 2, gpus: int = 1) -> Progress:
     """Count finished runs and estimate the time left from what finished records say.
 
     Each missing stage is expected to take the mean of the finished ones of the same profile, those
-    of the same attack family if there are any. The longest chain of stages, the jobs and the GPU
-    each set a lower bound; the highest one counts.
+    of the same attack family if there are any, or else what published ones took. The longest chain
+    of stages, the jobs and the GPU each set a lower bound; the highest one counts.
 
     Parameters
     ----------
@@ -321,12 +330,17 @@ def progress(runs: Sequence[Run], *, jobs: int = 2, gpus: int = 1) -> Progress:
         scenario: [s for s in wanted(scenario) if not _told(run.path(s), run.profile)]
         for scenario, run in every.items()
     }
-    known, chains, gpu, blind = _known(runs[0]), {}, 0.0, False
+    here, published = _known(runs[0]), _published(str(runs[0].profile))
+    chains, gpu, blind, elsewhere = {}, 0.0, False, False
     for scenario, stages in missing.items():
         chains[scenario] = 0.0
         for stage in stages:
-            alike = known.get((stage, scenario.attack)) or known.get((stage, ""), [])
-            blind = blind or not alike
+            own, others = (
+                known.get((stage, scenario.attack)) or known.get((stage, ""), [])
+                for known in (here, published)
+            )
+            alike = own or others
+            blind, elsewhere = blind or not alike, elsewhere or not own
             seconds = STARTUP + mean([seconds for seconds, _ in alike] or [0.0])
             chains[scenario] += seconds
             gpu += seconds if any(cuda for _, cuda in alike) else 0.0
@@ -338,23 +352,46 @@ def progress(runs: Sequence[Run], *, jobs: int = 2, gpus: int = 1) -> Progress:
         steps=sum(len(wanted(s)) - len(stages) for s, stages in missing.items()),
         seconds=None if blind else max(sum(chains.values()) / jobs, gpu / max(gpus, 1), longest),
         jobs=jobs,
+        elsewhere=elsewhere,
     )
 
 
-def _known(run: Run) -> dict[tuple[str, str], list[tuple[float, bool]]]:
-    """Seconds of all finished stages of a profile, and whether a GPU was used.
+Seconds = dict[tuple[str, str], list[tuple[float, bool]]]
+"""Seconds of finished stages, and whether a GPU was used; by the stage and the attack family, and
+by the stage alone (an empty family)."""
 
-    Keys are the stage with the attack family, and the stage alone.
-    """
-    known: dict[tuple[str, str], list[tuple[float, bool]]] = {}
+
+def _known(run: Run) -> Seconds:
+    """Take down what all finished stages of a profile took here."""
+    known: Seconds = {}
     for stage in CHAIN:
         for path in Path(run.runs).glob(f"{run.profile}/*/{stage}.json"):
-            record = _told(path, run.profile)
-            if record:
-                found = record["seconds"], str(record["device"]).startswith("cuda")
-                known.setdefault((stage, path.parent.name.split("-")[0]), []).append(found)
-                known.setdefault((stage, ""), []).append(found)
+            if record := _told(path, run.profile):
+                _take_down(known, stage, path.parent.name, record)
     return known
+
+
+@cache
+def _published(profile: str) -> Seconds:
+    """Take down what the stages of published runs took, each on the machine that made it."""
+    known: Seconds = {}
+    runs: dict[str, dict] = {}
+    for name in ("networks", "results"):  # the first has networks that nobody attacked as well
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            runs |= json.loads((PUBLISHED / f"{name}.json").read_text())["runs"]
+    for name, stages in runs.items():
+        of, _, scenario = name.partition("/")
+        for stage in CHAIN if of == profile else ():
+            record = stages.get(stage, {})
+            if record.get("version") == STAGES[stage].version:
+                _take_down(known, stage, scenario, record)
+    return known
+
+
+def _take_down(known: Seconds, stage: str, scenario: str, record: Mapping) -> None:
+    found = record["seconds"], str(record["device"]).startswith("cuda")
+    for family in (scenario.split("-")[0], ""):
+        known.setdefault((stage, family), []).append(found)
 
 
 def _told(path: Path, profile: Profile) -> dict | None:

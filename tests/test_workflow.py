@@ -179,6 +179,45 @@ def test_time_left_is_what_finished_steps_took(make, monkeypatch):
     assert (found.finished, found.seconds) == (0, None)
 
 
+def test_published_runs_tell_how_long_it_takes_until_there_are_own_ones(
+    make, tmp_path, monkeypatch
+):
+    def told(seconds, scenario, profile="tiny", **more):
+        stages = {
+            name: {"version": artifacts.STAGES[name].version, "seconds": seconds, "device": "cpu"}
+            for name in SECONDS
+        }
+        return {f"{profile}/{scenario}": stages | more}
+
+    rows = told(100, "standard-s3-p10-r0") | told(300, "standard-s3-p33-r0")
+    older = {"training": {"version": 0, "seconds": 1, "device": "cpu"}}
+    rows |= told(9, "standard-s3-p33-r0", "demo") | told(200, "amplitude-a64-p33-r0", **older)
+    (tmp_path / "results.json").write_text(json.dumps({"runs": rows}))
+    monkeypatch.setattr(workflow, "PUBLISHED", tmp_path)
+    workflow._published.cache_clear()
+    run = make("standard-s3-p15-r0", done=False)
+    found = progress([run], jobs=1)
+    assert found.seconds == pytest.approx(4 * (200 + STARTUP))
+    assert "about 14 min left on 1 job, if it takes as long as the published runs" in str(found)
+    # What is known here counts, of whatever attack.
+    make("amplitude-a64-p33-r0")
+    found = progress([run], jobs=1)
+    assert (found.seconds, found.elsewhere) == (pytest.approx(CHAIN), False)
+    # Whatever the file holds, the workflow goes on.
+    for text in ("[]", "{", "null"):
+        (tmp_path / "results.json").write_text(text)
+        workflow._published.cache_clear()
+        assert workflow._published("tiny") == {}
+    workflow._published.cache_clear()
+
+
+def test_every_step_of_the_paper_has_an_estimate_from_the_start(tmp_path):
+    runs = [Run(tmp_path, PROFILES["fast"], Scenario.parse(name)) for name in PAPER]
+    found = progress(runs, jobs=2)
+    assert found.elsewhere
+    assert found.seconds > 3600
+
+
 def test_surrogates_are_waited_for_and_not_counted_as_runs(make):
     make("standard-s3-p15-r0")
     runs = [make(f"label_consistent-s3-p33-r{r}", done=False) for r in range(2)]

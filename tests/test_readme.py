@@ -62,8 +62,13 @@ def what_came_out():
     assert (min(printed), max(printed)) == (92.9, 100)
     yield (
         f"finds {found.min():.1f} to {found.max():.1f} % of the poison (in print {min(printed):g} "
-        f"to {max(printed):g})"
+        f"to {max(printed):g}; the two networks at 10 % of the standard attack"
     )
+    alone = judged("heatmap", "scenario").tpr
+    pair = sorted(alone.filter(like="standard-s3-p10"))
+    yield "standard attack {:.1f} and {:.0f})".format(*pair)
+    (five,) = alone.filter(like="label_consistent-s3-p05")
+    yield f"and {five:.1f} % in the one label-consistent network at 5 %"
     faint = judged("heatmap").tpr["amplitude-a128-p33"]
     printed = paper.published("amplitude-a128-p33-r0", "heatmap").tpr
     yield f"128, where the attack works, it finds {faint:.0f} % (in print {printed:.0f})"
@@ -73,8 +78,8 @@ def what_came_out():
     (ahead, took), (behind, others) = [map(int, pair) for pair in counted]
     assert behind == 0
     yield (
-        f"it is in {ahead} of {took} networks of the paper's experiments whose attack took, and in "
-        f"none of the other {WORDS[others]}"
+        f"has the higher ACC in {ahead} of the {took} networks of the paper's experiments whose "
+        f"attack took, and in none of the {WORDS[others]} whose attack did not"
     )
     spreads = (
         read("table5")
@@ -151,7 +156,7 @@ def where_we_stand():
     yield f"So it is with {cells.loc['heatmap'].open} rates of Heatmap Clustering"
     yield f"its accuracy at 5 % ({five.ours:.1f}, in print {five.paper:.1f})"
     low, high = sorted(runs.acc[runs.index.str.startswith("standard-s3-p05")])
-    yield f"({low:.0f} and {high:.0f} % of the images judged rightly, in print {five.paper:.1f})"
+    yield f"{low:.0f} and {high:.0f} % of the images judged rightly, in print {five.paper:.1f}"
     attack = cells.loc["attack"]
     yield (
         f"comes out worse than printed in {cells.loc['heatmap'].worse} rates, the attacks "
@@ -167,8 +172,8 @@ def where_we_stand():
     first, faint, third = (network(f"amplitude-a64-p33-r{r}") for r in range(3))
     yield f"(silhouette {faint['silhouette']:.2f}) than those of some clean classes"
     yield (
-        f"{first['n_strong']:.0f} and {third['n_strong']:.0f} in two networks, and in the second "
-        f"one {WORDS[int(faint['n_strong'])]} of 1,650 images, where nine are asked for"
+        f"{first['n_strong']:.0f} in `r0`, {third['n_strong']:.0f} in `r2`, and in `r1` "
+        f"{WORDS[int(faint['n_strong'])]} of 1,650 images, where nine are asked for"
     )
     assert math.ceil(PoisonDetector().fewest(1650)) == 9
     faintest = network("amplitude-a32-p33-r0")
@@ -201,7 +206,14 @@ def where_we_stand():
     low, high = accuracy[
         accuracy.scenario.str.startswith(("label_consistent", "amplitude"))
     ].clean_accuracy.agg(["min", "max"])
-    yield f"under label-consistent and faint triggers ({low:.1f} to {high:.1f} %;"
+    yield f"is {low:.1f} to {high:.1f} % under label-consistent and faint triggers"
+    yield f"({network('clean-r0')['clean_accuracy']:.1f} without an attack)"
+    obeyed = [(line["masr"], line["asr"]) for line in (first, faint, third)]
+    masrs, asrs = zip(*obeyed, strict=True)
+    yield (
+        f"at amplitude 64 the MASR is {min(masrs):.0f} to {max(masrs):.0f} %, and yet "
+        f"{min(asrs):.0f} to {max(asrs):.0f} % of the triggered 50s"
+    )
     yield f"(`standard-s1-p15-r0`, ASR {network('standard-s1-p15-r0')['asr']:.0f} %)"
     yield f"there are {len(paper.ERRATA)} places where text, tables, thesis and code disagree"
 
@@ -220,7 +232,9 @@ def after_detection():
     yield f"the network that nobody attacked reads {network('clean-r0')['asr']:.1f} % so)"
     assert ours.success == perfect.success
     yield f"as many as after all {perfect.poison_removed} poisoned ones are taken away"
-    yield f"without {lot.removed} images drawn by lot it is {lot.success:.1f} %"
+    assert lot.poison_removed == 1
+    yield f"without {lot.removed} images drawn by lot, one of them poisoned,"
+    yield f"one of them poisoned, it is {lot.success:.1f} %"
     yield f"without the {theirs.removed} that the paper's Heatmap Clustering accuses, "
     yield f"{WORDS[theirs.poison_removed]} of them poisoned, it is {theirs.success:.1f} %"
 
@@ -266,7 +280,11 @@ def ablations():
     faint = read("results").query("experiment == 'amplitude-a64-p33'").set_index("method").auroc
     low, high = (round(faint["heatmap"].agg(of)) for of in ("min", "max"))
     (euclid,) = set(faint["heatmap_euclidean"].round())
-    yield f"Euclid reaches an AUROC of {euclid:.0f}, Heatmap Clustering {low} to {high}"
+    found = judged("heatmap_euclidean", "scenario").tpr.filter(like="amplitude-a64")
+    yield (
+        f"Euclid reaches an AUROC of {euclid:.0f} and finds {found.min():.0f} to {found.max():.0f} "
+        f"% of the poison, Heatmap Clustering reaches {low} to {high}"
+    )
     table["separation"] = ablation.separation(table.auroc)
     cell = ablation.pick(table, ("activations", "euclidean-pca", "mixture"))
     asked = cell.set_index("scenario").separation
@@ -315,7 +333,14 @@ def first_check():
     rare = table.index.str.contains("p0[25]$")
     assert set(table.index[rang == 0]) == {*table.index[rare], "blended-a20-p15"}
     assert (rang == networks)[rang > 0].all()
-    yield f"in none of the {WORDS[networks[rare].sum()]} at 5 or 2 %"
+    sides = table.index[rang > 0]
+    yield f"the {networks[rang > 0].sum() - 1} whose sticker or faint trigger is on 10 %"
+    assert [name for name in sides if name.startswith(("blended", "sinusoidal"))] == [
+        "sinusoidal-a20-p33"
+    ]
+    yield f"In none of the {WORDS[networks[rare].sum()]} at 5 or 2 % does it ring"
+    ends = [float(end) for each in table["smaller group (%)"][rare] for end in each.split(" to ")]
+    yield f"(the smaller has {min(ends):.0f} to {max(ends):.0f} %)"
     assert networks[rang == 0].sum() == 10
     yield "The tenth silent network has the `blended` trigger"
     kinds = ("standard", "label_consistent")

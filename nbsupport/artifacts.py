@@ -362,6 +362,7 @@ class Run:
                 copy.path(stage).parent.mkdir(parents=True, exist_ok=True)
                 with atomic(copy.payload(stage)) as temporary:
                     shutil.copyfile(self.payload(stage), temporary)
+                body["copied"] = True  # its seconds are those of another machine
                 write_json(copy.path(stage), body | {"checksum": _digest(body)})
         except OSError as error:
             raise ArtifactError(

@@ -10,6 +10,7 @@ import re
 import sys
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -141,7 +142,7 @@ def load_images(path: str | Path) -> Split:
             raise ValueError("it holds a single array")
         with file:
             found = {name: file[name] for name in ("images", "labels", "ids") if name in file}
-    except (ValueError, EOFError, IsADirectoryError, zipfile.BadZipFile) as error:
+    except (ValueError, EOFError, IsADirectoryError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(
             f"{path} cannot be read ({error}); write it by np.savez(path, images=..., labels=...)"
         ) from None
@@ -223,7 +224,8 @@ def check(model: nn.Module, split: Split, device: torch.device, most: int = 2000
     UnsupportedLayerError
         If relevance cannot be propagated through a layer.
     ValueError
-        If the network does not take these images, or has too few outputs for the labels.
+        If the network does not take these images, answers with anything but a tensor of logits, or
+        has too few of them for the labels.
     """
     few, classes = split.images[:2], int(split.labels.max()) + 1
     try:
@@ -231,6 +233,8 @@ def check(model: nn.Module, split: Split, device: torch.device, most: int = 2000
         fits = logits.ndim == 2 and logits.shape[1] >= classes
         for composite in ("gamma", "squared") if fits else ():
             lrp.explain(model, few, target=0, composite=composite, device=device)
+    except TypeError as error:
+        raise ValueError(str(error)) from None
     except RuntimeError as error:
         shape = tuple(few.shape[1:])
         raise ValueError(f"the network does not take images of {shape}: {error}") from None

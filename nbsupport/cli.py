@@ -184,6 +184,7 @@ def _surrogate(options: argparse.Namespace) -> None:
         return
     else:
         copy = _published(mine, options.data).copy_to(mine.runs, ("attack", "training"))
+        workflow.forget(copy, ("attack", "training"))
     record = copy.load("training")
     print(
         f"{copy.folder}: trained in {record['seconds'] / 60:.0f} minutes on {record['device']}, "
@@ -204,21 +205,27 @@ def _published(run: Run, folder: str) -> Run:
             f"{run.scenario} of profile {run.profile} is not published (there are those of: "
             f"{', '.join(sorted(there)) or 'none'}); {train}"
         )
+    try:
+        record = published.load("training")["result"]
+    except ArtifactError as error:
+        raise ValueError(f"{str(error).partition(';')[0]}; {train}") from None
     images = data.load(run.profile.data, folder=folder, scale=run.profile.scale)
-    check_data(images, published.load("training")["result"], train)
+    check_data(images, record, train)
     return published
 
 
-def _hint(runs: list[Run]) -> str | None:
+def _hint(runs: list[Run], data: str) -> str | None:
     """Say that a published network would spare a training, where one would."""
     for run in runs:
         clean = run.of(run.scenario.surrogate)
         published = Run(NETWORKS, run.profile, clean.scenario).path("training").exists()
         if run.scenario.needs_surrogate and published and not clean.path("training").exists():
+            place = f"PROFILE={run.profile} RUNS={shlex.quote(str(run.runs))}"
+            place += f" DATA={shlex.quote(data)}" if data != "auto" else ""
             return (
-                f"{run.scenario} needs {clean.scenario}, which is trained first; the published one "
-                f"spares it: stop here and call make surrogate PROFILE={run.profile} "
-                f"RUNS={shlex.quote(str(run.runs))}"
+                f"{run.scenario} needs {clean.scenario}, which is trained first. The published "
+                f"one spares that: stop here, call\n  make surrogate {place}\n"
+                "and go on with make resume"
             )
     return None
 
@@ -258,7 +265,7 @@ def _execute(options: argparse.Namespace, scenarios: tuple[Scenario, ...]) -> in
             f"{' '.join(map(str, scenarios))}; name an attack"
         )
     runs = _runs(options, scenarios)
-    said = workflow.progress(runs, jobs=options.jobs, gpus=options.gpus)
+    said = workflow.progress(runs, jobs=options.jobs, gpus=options.gpus, prove=True)
 
     def call(*words: str, watch=None, hold=None) -> int:
         config = {"runs": options.runs}
@@ -278,7 +285,7 @@ def _execute(options: argparse.Namespace, scenarios: tuple[Scenario, ...]) -> in
         with workflow.alive(alone=True) as sign:
             if status := call("--unlock", hold=sign):
                 return status
-    if hint := _hint(runs):
+    if hint := _hint(runs, options.data):
         print(hint, file=sys.stderr)
     target = [f"every_{options.stage}"] if options.stage else []
     chosen = {"filters": options.filters} if options.filters else {}
@@ -300,7 +307,7 @@ def _print_status(options: argparse.Namespace) -> None:
     for run in runs:
         missing = [stage for stage in wanted(run.scenario) if not run.has(stage)]
         print(f"{run.scenario}: {'complete' if not missing else 'missing ' + ', '.join(missing)}")
-    print(workflow.progress(runs, jobs=options.jobs, gpus=options.gpus))
+    print(workflow.progress(runs, jobs=options.jobs, gpus=options.gpus, prove=True))
 
 
 def _print_summary(options: argparse.Namespace) -> None:

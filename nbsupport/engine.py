@@ -5,6 +5,7 @@ before it, and do not import it from anything that a notebook imports.
 """
 
 import math
+import os
 import queue
 import shutil
 import sys
@@ -101,7 +102,8 @@ class Engine(NBClientEngine):
         """Execute the cells in an IPC kernel under one time limit."""
         deadline = time.monotonic() + (execution_timeout or math.inf)
         # A short path: the name of a socket has at most 107 bytes.
-        folder = tempfile.mkdtemp(prefix="nb-")
+        short = len(tempfile.gettempdir()) < 70 or not os.path.isdir("/tmp")
+        folder = tempfile.mkdtemp(prefix="nb-", dir=None if short else "/tmp")
         config = Config()
         config.KernelManager.transport = "ipc"
         config.KernelManager.connection_file = f"{folder}/kernel.json"

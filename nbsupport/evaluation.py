@@ -121,6 +121,13 @@ def predict(
     -------
     float Tensor, shape (n, n_classes)
         On the CPU.
+
+    Raises
+    ------
+    TypeError
+        If the network answers with anything but a tensor.
+    ValueError
+        If there is no image, or images are not uint8.
     """
     if not len(images):
         raise ValueError("there is no image to predict")
@@ -134,7 +141,13 @@ def predict(
             # Weights, not images, say in which layout a network computes: one of somebody else's
             # may read its maps with view, which fails on channels last.
             batch = images[start : start + batch_size].to(device).to(dtype) / 255
-            logits.append(model(batch).float().cpu())
+            answer = model(batch)
+            if not isinstance(answer, Tensor):
+                raise TypeError(
+                    f"the network returns a {type(answer).__name__}; wrap it in a module that "
+                    "hands on the logits alone"
+                )
+            logits.append(answer.float().cpu())
             if progress:
                 progress(min(start + batch_size, len(images)), len(images), "testing")
     return torch.cat(logits)

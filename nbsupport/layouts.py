@@ -251,7 +251,7 @@ def _class_of(name: str, where) -> int:
 def _paper_entry(folder: str, class_name: str, name: str, where) -> _Entry | None:
     """Describe one file of the paper's split; None if it is not an image."""
     match = _IMAGE.fullmatch(name)
-    if match is None:
+    if match is None or name.startswith("."):  # macOS lays ._<name> beside what it unpacks
         return None
     label, number = _class_of(class_name, where), int(match["number"])
     split = list(FOLDERS).index(folder)

@@ -363,14 +363,15 @@ def first_check(
         Methods that look where it rings, and accuse nobody where it does not.
     alarm : float, in (0, 1)
         Activation Clustering rings if the smaller of its two groups is below this share of the
-        class; 0.35 in Chen et al. 2018.
+        class; 0.35 is the default of the Adversarial Robustness Toolbox.
 
     Returns
     -------
     DataFrame
         All text, one line an experiment, images of all repetitions together: in how many networks
         it rings, least and largest smaller group in percent of the class, and TPR / TNR in percent
-        of each second method, alone and behind the check.
+        of each second method, alone and behind the check. Networks that not all of them have judged
+        are left out.
 
     Raises
     ------
@@ -382,9 +383,15 @@ def first_check(
     lines, second = [], list(second)
     for name in ranked(results["scenario"].map(experiment)):
         rows = _repetitions(results, f"{name}-r0")
-        found = {method: part.set_index("scenario") for method, part in rows.groupby("method")}
-        if not {"activation", *second} <= set(found):
+        methods = rows.groupby("scenario")["method"].agg(set)
+        judged = methods.index[methods.map({"activation", *second}.issubset)]
+        if not len(judged):
             continue
+        found = {
+            method: part.set_index("scenario").loc[judged]
+            for method, part in rows.groupby("method")
+            if method in {"activation", *second}
+        }
         first = found["activation"]
         smaller = (first["n_tp"] + first["n_fp"]) / first["n_class"]
         rings = smaller[smaller.between(0, alarm, inclusive="neither")].index

@@ -21,7 +21,7 @@ from nbsupport import ROOT
 from nbsupport.artifacts import CHAIN, STAGES, USUAL_FILTERS, Run, wanted
 from nbsupport.scenarios import ATTACKS, Profile, Scenario, canonical_percent
 
-__all__ = ["Progress", "alive", "command", "execute", "grid", "outdated", "progress"]
+__all__ = ["Progress", "alive", "command", "execute", "forget", "grid", "outdated", "progress"]
 
 SIGN = ROOT / ".snakemake" / "alive"
 """File that is locked while a workflow of this checkout is at work."""
@@ -232,6 +232,18 @@ def _asked(watch: Callable[[], str | None]) -> str | None:
         return f"no word on progress: {type(error).__name__}: {error}"
 
 
+def forget(run: Run, stages: Iterable[str]) -> None:
+    """Let Snakemake forget how files were made that are now others, put there by a copy.
+
+    Its notes on an interrupted or an older job would have them made anew.
+    """
+    files = [str(path) for stage in stages for path in (run.payload(stage), run.path(stage))]
+    options = ("--cleanup-metadata", *files)
+    line = command([run.scenario], run.profile, options=options, runs=run.runs)
+    # It fails where there is no such note, which is as good.
+    subprocess.run(line, cwd=ROOT, capture_output=True, check=False)
+
+
 def outdated(
     runs: Sequence[Run], stage: str | None = None, filters: Sequence[str] = USUAL_FILTERS
 ) -> list[Path]:
@@ -309,7 +321,7 @@ class Progress:
         return line + ", if it takes as long as the published runs did" * self.elsewhere
 
 
-def progress(runs: Sequence[Run], *, jobs: int = 2, gpus: int = 1) -> Progress:
+def progress(runs: Sequence[Run], *, jobs: int = 2, gpus: int = 1, prove: bool = False) -> Progress:
     """Count finished runs and estimate the time left from what finished records say.
 
     Each missing stage is expected to take the mean of the finished ones of the same profile, those
@@ -322,12 +334,19 @@ def progress(runs: Sequence[Run], *, jobs: int = 2, gpus: int = 1) -> Progress:
         Runs that were asked for, all of one profile; their surrogates are added.
     jobs, gpus : int
         Jobs at a time, and jobs on a GPU at a time.
+    prove : bool
+        Count only what is sound, payloads included, as the next run will; without, records are
+        taken at their word, for it is asked every few seconds.
     """
     if not runs:
         return Progress(0, 0, 0, 0.0, jobs)
     every = {run.scenario: run for run in (*runs, *_surrogates(runs))}
     missing = {
-        scenario: [s for s in wanted(scenario) if not _told(run.path(s), run.profile)]
+        scenario: [
+            stage
+            for stage in wanted(scenario)
+            if not (run.has(stage) if prove else _told(run.path(stage), run.profile))
+        ]
         for scenario, run in every.items()
     }
     here, published = _known(runs[0]), _published(str(runs[0].profile))
@@ -366,7 +385,8 @@ def _known(run: Run) -> Seconds:
     known: Seconds = {}
     for stage in CHAIN:
         for path in Path(run.runs).glob(f"{run.profile}/*/{stage}.json"):
-            if record := _told(path, run.profile):
+            record = _told(path, run.profile)
+            if record and not record.get("copied"):  # seconds of this machine
                 _take_down(known, stage, path.parent.name, record)
     return known
 

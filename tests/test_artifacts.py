@@ -529,6 +529,7 @@ def test_a_copy_is_sound_and_does_not_say_where_it_was_made(saved, tmp_path):
     told, before = copy.load("training"), saved.load("training")
     assert told.pop("parameters") == {"make": "all"}
     assert before.pop("parameters") != {"make": "all"}
+    assert told.pop("copied") is True
     assert told == before
     assert leftovers(copy.folder) == []
 

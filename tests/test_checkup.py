@@ -215,6 +215,16 @@ def test_a_file_that_is_no_archive_is_refused(own):
         checkup.load_images(own / "images.csv")
 
 
+def test_damage_inside_an_archive_is_named(own):
+    images = np.random.default_rng(0).integers(0, 256, (9, 3, 32, 32), dtype=np.uint8)
+    np.savez_compressed(own / "packed.npz", images=images, labels=np.arange(9) % 3)
+    body = bytearray((own / "packed.npz").read_bytes())
+    for place in (400, 2000, 9000):
+        (own / "torn.npz").write_bytes(body[:place] + bytes(40) + body[place + 40 :])
+        with pytest.raises(ValueError, match=r"torn\.npz cannot be read"):
+            checkup.load_images(own / "torn.npz")
+
+
 def test_normalisation_goes_in_front(own):
     model = linear()
     assert checkup.normalised(model, "", "") is model
@@ -228,6 +238,13 @@ def test_normalisation_goes_in_front(own):
         checkup.normalised(model, "0.5 0.5 0.5", "")
     with pytest.raises(ValueError, match="one number per channel"):
         checkup.normalised(model, "0.5 0.5 0.5", "0.1")
+
+
+class Twice(nn.Module):
+    """Answers as the released code's network does."""
+
+    def forward(self, x):
+        return x.flatten(1), x.flatten(1)
 
 
 def test_a_network_is_tried_on_the_images_first(own):
@@ -250,6 +267,7 @@ def test_a_network_is_tried_on_the_images_first(own):
             r"images of \(3, 32, 32\): .*shapes cannot",
         ),
         (nn.Sequential(linear(), nn.GELU()), UnsupportedLayerError, "of type GELU"),
+        (Twice(), ValueError, "returns a tuple; wrap it"),
     ],
 )
 def test_networks_that_do_not_go_with_the_images_are_refused(own, model, kind, message):

@@ -48,6 +48,15 @@ def test_status_estimates_the_rest_from_what_is_finished(tmp_path, capsys):
     assert last == "1 of 2 runs finished, about 3 min left on 1 job"
 
 
+def test_status_counts_what_is_sound(tmp_path, capsys):
+    run = finish(Run(tmp_path, PROFILES["demo"], Scenario.parse("standard-s3-p15-r0")))
+    run.payload("training").write_bytes(b"torn")
+    assert main(["status", "--runs", str(tmp_path)]) == 0
+    first, last = capsys.readouterr().out.splitlines()
+    assert first.endswith("missing training")
+    assert last.startswith("0 of 1 runs finished")
+
+
 def test_status_tells_of_all_that_was_begun(tmp_path, capsys):
     begun, done = (Scenario.parse(f"standard-s3-p{rate}-r0") for rate in ("05", "15"))
     finish(Run(tmp_path, PROFILES["demo"], done))
@@ -272,6 +281,7 @@ def test_summary_goes_on_after_runs_that_are_not_ready(tmp_path, capsys):
 def published(tmp_path, monkeypatch):
     """A folder of published networks, with one of the profile tiny; returns its run."""
     monkeypatch.setattr(cli, "NETWORKS", tmp_path / "networks")
+    monkeypatch.setattr(workflow, "forget", lambda *_: None)
     images = data.load("synthetic", scale=PROFILES["tiny"].scale)
     run = Run(tmp_path / "trained", PROFILES["tiny"], Scenario.parse("clean-r0"))
     finish(run, fingerprint=images.fingerprint)
@@ -280,6 +290,8 @@ def published(tmp_path, monkeypatch):
 
 
 def test_a_published_network_spares_its_training(published, tmp_path, monkeypatch, capsys):
+    forgotten = []
+    monkeypatch.setattr(workflow, "forget", lambda *told: forgotten.append(told))
     assert sorted(path.name for path in published.folder.iterdir()) == [
         "attack.json", "attack.npz", "model.safetensors", "training.json",
     ]  # fmt: skip
@@ -290,12 +302,18 @@ def test_a_published_network_spares_its_training(published, tmp_path, monkeypatc
     capsys.readouterr()
     assert main(["run", *place, "--dry-run", "--scenarios", str(wanting)]) == 0
     said = capsys.readouterr().err
-    assert f"make surrogate PROFILE=tiny RUNS='{tmp_path / 'my runs'}'" in said
+    command = f"  make surrogate PROFILE=tiny RUNS='{tmp_path / 'my runs'}'"
+    assert command in said.splitlines()
+    # Whoever named the images must name them there as well.
+    here = [*place, "--dry-run", "--data", str(tmp_path), "--scenarios", str(wanting)]
+    assert main(["run", *here]) == 0
+    assert f"{command} DATA={tmp_path}" in capsys.readouterr().err.splitlines()
+    assert forgotten == []
     assert main(["surrogate", *place]) == 0
     assert "clean accuracy 97.75 %" in capsys.readouterr().out
     clean = run.of(wanting.surrogate)
     assert clean.load("training") == published.load("training")
-    # Snakemake asks for nothing that is there: see also test_workflow.
+    assert forgotten == [(clean, ("attack", "training"))]
     assert workflow.outdated([run]) == []
     assert workflow.progress([run]).steps == 2
     assert main(["run", *place, "--dry-run", "--scenarios", str(wanting)]) == 0
@@ -319,6 +337,12 @@ def test_a_network_of_other_images_or_of_none_is_refused(published, tmp_path, mo
     said = capsys.readouterr().err
     assert "clean-r0 of profile demo is not published (there are those of: tiny)" in said
     assert "make run PROFILE=demo SCENARIOS=clean-r0" in said
+    body = published.path("training").read_text()
+    published.path("training").write_text(body.replace('"version": 1', '"version": 0'))
+    assert main(["surrogate", "--profile", "tiny", *place]) == 2
+    said = capsys.readouterr().err
+    assert "was edited after it was written; train it: make run PROFILE=tiny" in said
+    published.path("training").write_text(body)
     others = data.load("synthetic", scale=PROFILES["tiny"].scale, seed=1)
     monkeypatch.setattr(data, "load", lambda *_, **__: others)
     assert main(["surrogate", "--profile", "tiny", *place]) == 2

@@ -4,6 +4,7 @@ import asyncio
 import queue
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -55,6 +56,14 @@ def test_wrong_parameters_stop_before_anything_is_written(notebook, tmp_path, pa
     with pytest.raises(ParameterError, match=message):
         run(notebook, out, parameters)
     assert not out.parent.exists()
+
+
+def test_a_long_name_of_the_temporary_folder_is_no_obstacle(notebook, tmp_path, monkeypatch):
+    long = tmp_path / ("x" * 100)
+    long.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(long))
+    run(notebook, tmp_path / "out.ipynb")
+    assert "n is 1" in (tmp_path / "out.ipynb").read_text()
 
 
 def test_files_that_would_stay_empty_are_refused(notebook, tmp_path):

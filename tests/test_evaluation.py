@@ -74,6 +74,15 @@ def test_predict_takes_bytes_alone(dataset):
         predict(model, images.float() / 255, torch.device("cpu"))
 
 
+def test_an_answer_that_is_no_tensor_is_named(dataset):
+    class Twice(torch.nn.Module):
+        def forward(self, x):
+            return x, x
+
+    with pytest.raises(TypeError, match="returns a tuple; wrap it"):
+        predict(Twice(), dataset.test.images[:2], torch.device("cpu"))
+
+
 def test_predict_switches_dropout_off(dataset):
     model = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(3072, 43)).train()
     one, two = (predict(model, dataset.test.images, CPU) for _ in range(2))

@@ -150,6 +150,13 @@ def test_a_checksum_or_half_a_download_is_not_taken_for_the_archive(paper, tmp_p
     assert same(load(held, tmp_path), load(paper, tmp_path))
 
 
+def test_what_macos_lays_beside_images_is_passed_over(paper, tmp_path):
+    before = load(paper, tmp_path)
+    for path in list(paper.rglob("*.png")):
+        (path.parent / f"._{path.name}").write_bytes(b"\0\5\x16\7")
+    assert same(load(paper, tmp_path), before)
+
+
 def test_a_changed_file_is_noticed(paper, tmp_path):
     first = load(paper, tmp_path)
     picture(np.random.default_rng(5), 0).save(paper / "Testing" / "00000" / "9.png")

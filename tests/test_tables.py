@@ -414,6 +414,10 @@ def test_a_first_check_that_is_silent_loses_what_the_second_would_find(make):
     always = tables.first_check(found, ["heatmap"], alarm=0.7)
     assert always["rings"].tolist() == ["1 of 1", "2 of 2"]
     assert (always["Heatmap Clustering"] == always["Heatmap Clustering, if AC rings"]).all()
+    # A network that was not judged by all of them is no silent one.
+    both = [runs[2], make("standard-s3-p15-r1", heatmap=(0, 20, 40, 0))]
+    (line,) = tables.first_check(results.collect(both), ["heatmap"]).to_dict("records")
+    assert (line["networks"], line["Heatmap Clustering, if AC rings"]) == (1, "100 / 100")
     # Who accuses nobody has no smaller group, and does not ring.
     nobody = make("standard-s3-p33-r0", activation=(0, 20, 40, 0), heatmap=perfect)
     (line,) = tables.first_check(results.collect([nobody]), ["heatmap"]).to_dict("records")

@@ -263,6 +263,7 @@ def test_progress_takes_a_record_that_is_none_for_missing(make, record):
     run = make("standard-s3-p15-r0")
     run.path("detection").write_text(record)
     assert progress([run]).finished == 0
+    assert progress([run], prove=True).finished == 0
 
 
 def test_ending_the_command_line_ends_the_workflow():
@@ -339,6 +340,34 @@ def test_what_is_outdated_is_made_anew_without_notes_of_snakemake(
     plan = planned(capfd, *there)
     assert (plan["lrp"], plan["gw_clustering"]) == (1, 1)
     assert "training" not in plan
+
+
+def test_a_network_put_there_by_a_copy_is_not_made_anew(make, tmp_path, capfd):
+    runs = [make("clean-r0"), make("label_consistent-s3-p33-r0")]
+    write_csv(collect(runs[1:]), tmp_path / "tiny" / "results.csv")
+    # Snakemake remembers a network of an older recipe under this name.
+    script = (
+        "import sys\nfrom dataclasses import replace\nfrom nbsupport.artifacts import STAGES\n"
+        "from snakemake.cli import main\n"
+        "STAGES['training'] = replace(STAGES['training'], version=99)\nmain(sys.argv[1:])"
+    )
+    names = [run.scenario for run in runs]
+    touch = command(names, "tiny", options=("--touch", "--forceall"), runs=tmp_path)
+    subprocess.run(
+        [sys.executable, "-c", script, *touch[3:]], cwd=ROOT, check=False, capture_output=True
+    )
+    there = ("--runs", tmp_path, "--attack", "label_consistent", "--p", "33")
+    assert planned(capfd, *there)["training"] == 2
+    for run in runs:
+        workflow.forget(run, ("attack", "training"))
+    assert planned(capfd, *there) == {}
+
+
+def test_a_copied_record_tells_nothing_of_this_machine(make, tmp_path):
+    copied = make("clean-r0").copy_to(tmp_path / "here", ("attack", "training"))
+    run = Run(copied.runs, copied.profile, Scenario.parse("label_consistent-s3-p33-r0"))
+    assert progress([run]).steps == 2
+    assert progress([run]).seconds is None
 
 
 def test_the_ablation_does_not_ask_for_verdicts(make):

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from sklearn.base import BaseEstimator, clone
 
 from nbsupport import metrics
@@ -317,7 +318,9 @@ def detect(
 
 
 def _for_json(value):
-    """Stand in for an array, which would swell the record, by its shape."""
+    """Stand in for an array, which would swell the record, by its shape; name a device."""
+    if isinstance(value, torch.device):
+        return str(value)
     return value if np.ndim(value) == 0 else f"array of shape {np.shape(value)}"
 
 

@@ -35,8 +35,8 @@ def sliced_quantiles(
     shape : (int, int), optional
         (H, W) of flat weights; a square grid when left out.
     n_directions : int, default 8
-        Lines, evenly spread over half a turn, none along rows, columns or diagonals of the
-        grid, where whole lines of pixels fall on one point. Nothing is drawn.
+        Lines, evenly spread over half a turn. For a multiple of 4 none lies along rows, columns
+        or diagonals of the grid, where whole lines of pixels fall on one point. Nothing is drawn.
     n_quantiles : int, default 128
         Slices of equal mass over which each quantile function is averaged.
     centre : bool, default True

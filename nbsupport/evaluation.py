@@ -1,7 +1,8 @@
 """What a trained network answers, and how well the attack took."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
@@ -100,7 +101,7 @@ def predict(
     batch_size: int = 256,
     progress: Progress | None = None,
 ) -> Tensor:
-    """Compute logits of images, in evaluation mode.
+    """Compute logits of images, in evaluation mode, and leave the network in the mode it had.
 
     Parameters
     ----------
@@ -133,10 +134,9 @@ def predict(
         raise ValueError("there is no image to predict")
     if images.dtype != torch.uint8:
         raise ValueError(f"images are {images.dtype}; give uint8 from 0 to 255")
-    model.eval()
     dtype = next((p.dtype for p in model.parameters()), torch.float32)
     logits, batch_size = [], at_a_time(batch_size, images)
-    with torch.inference_mode(), autocast(device, precision):
+    with _evaluating(model), torch.inference_mode(), autocast(device, precision):
         for start in range(0, len(images), batch_size):
             # Weights, not images, say in which layout a network computes: one of somebody else's
             # may read its maps with view, which fails on channels last.
@@ -151,6 +151,18 @@ def predict(
             if progress:
                 progress(min(start + batch_size, len(images)), len(images), "testing")
     return torch.cat(logits)
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Put a network into evaluation mode for a while, each of its modules."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def share_read(

@@ -284,7 +284,8 @@ def pick_carriers(
     device : torch.device
         Where to compute.
     count : int
-        Images in all, spread over the classes; fewer where the network reads fewer right.
+        Images in all, spread over the classes; fewer where the network reads fewer right, or
+        where few classes hold only `pool` images each.
     pool : int
         Images per class that are tried.
     seed : int

@@ -1,7 +1,8 @@
 """A network as a list of layers that runs forward and remembers what relevance needs."""
 
 import copy
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
@@ -84,8 +85,10 @@ class Network:
 
     def __init__(self, model: nn.Module, device=None, *, fold: bool = False):
         parameter = next(model.parameters())
-        self.dtype, self.device = parameter.dtype, torch.device(device or parameter.device)
-        model = copied(model).to(self.device)
+        # Shares of half precision would be rounding errors, and could be proved by nothing.
+        self.dtype = torch.promote_types(parameter.dtype, torch.float32)
+        self.device = torch.device(device or parameter.device)
+        model = copied(model).to(self.device, self.dtype)
         self._unproved: nn.Module | None = copy.deepcopy(model)
         # Channels last: pooling is 20 times and convolution 1.4 times faster on a CPU.
         model.to(memory_format=torch.channels_last)
@@ -133,13 +136,24 @@ class Network:
         images = images.to(self.device, self.dtype) / scale
         return images.contiguous(memory_format=torch.channels_last)
 
-    def full_precision(self):
-        """Context in which convolutions compute in the precision of their inputs.
+    @contextmanager
+    def full_precision(self) -> Iterator[None]:
+        """Context in which layers compute in the precision of their inputs.
 
-        GPUs would otherwise round float32 to 10 bits of mantissa (TF32), which small denominators
-        of the rules amplify.
+        GPUs would otherwise round float32 to 10 bits of mantissa (TF32), and autocast to 7, which
+        small denominators of the rules amplify.
         """
-        return torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+        cudnn, before = torch.backends.cudnn, torch.get_float32_matmul_precision()
+        kept = {"benchmark": cudnn.benchmark, "deterministic": cudnn.deterministic}
+        torch.set_float32_matmul_precision("highest")
+        try:
+            with (
+                torch.autocast(self.device.type, enabled=False),
+                cudnn.flags(enabled=True, allow_tf32=False, **kept),
+            ):
+                yield
+        finally:
+            torch.set_float32_matmul_precision(before)
 
     def forward(self, images: Tensor, keep: Collection[str] = ()) -> Forward:
         """Compute the logits, keeping the outputs named in `keep` and dropping the others early.

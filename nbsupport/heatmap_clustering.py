@@ -262,12 +262,15 @@ class _Euclidean(_Geometry):
 
     def __init__(self, weights, moments, options, rng):
         self.n, self.rng, self.weights = len(weights), rng, weights
+        # Equal maps must not form clusters of rounding errors here, either.
+        self.nothing = 1e-18 * (weights**2).sum(axis=1).max()
 
     def mean(self, members):
         return self.weights[members].mean(axis=0)
 
     def cost(self, centre):
-        return ((self.weights - centre) ** 2).sum(axis=1)
+        cost = ((self.weights - centre) ** 2).sum(axis=1)
+        return np.where(cost > self.nothing, cost, 0.0)
 
     excess = cost
 

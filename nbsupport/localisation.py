@@ -55,7 +55,7 @@ def relevance_rank_accuracy(heatmaps: Tensor, masks: Tensor) -> Tensor:
     Returns
     -------
     Tensor, shape (n,)
-        In [0, 1].
+        In [0, 1]; nan for a heatmap of one value, which ranks nothing.
 
     Raises
     ------
@@ -63,11 +63,12 @@ def relevance_rank_accuracy(heatmaps: Tensor, masks: Tensor) -> Tensor:
         If shapes differ or masks are not boolean or empty.
     """
     _check(heatmaps, masks)
+    flat = (heatmaps == heatmaps[:, :1, :1]).flatten(1).all(1)
     order = heatmaps.flatten(1).argsort(dim=1, descending=True, stable=True)
     hits = masks.flatten(1).gather(1, order)
     sizes = hits.sum(1)
     top = torch.arange(hits.shape[1], device=hits.device) < sizes[:, None]
-    return (hits & top).sum(1) / sizes
+    return ((hits & top).sum(1) / sizes).masked_fill(flat, torch.nan)
 
 
 def pointing_game(heatmaps: Tensor, masks: Tensor) -> Tensor:
@@ -85,7 +86,8 @@ def pointing_game(heatmaps: Tensor, masks: Tensor) -> Tensor:
     Returns
     -------
     bool Tensor, shape (n,)
-        True where the heatmap hits; its mean is the score of the game.
+        True where the heatmap hits; its mean is the score of the game. A heatmap of one value
+        points nowhere and hits nothing.
 
     Raises
     ------
@@ -93,7 +95,8 @@ def pointing_game(heatmaps: Tensor, masks: Tensor) -> Tensor:
         If shapes differ or masks are not boolean or empty.
     """
     _check(heatmaps, masks)
-    return ((heatmaps == heatmaps.amax((1, 2), keepdim=True)) & masks).flatten(1).any(1)
+    hits = ((heatmaps == heatmaps.amax((1, 2), keepdim=True)) & masks).flatten(1).any(1)
+    return hits & (heatmaps != heatmaps[:, :1, :1]).flatten(1).any(1)
 
 
 def _check(heatmaps, masks):

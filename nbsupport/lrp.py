@@ -134,8 +134,7 @@ def explain(
         raise ValueError(f"images have shape {tuple(images.shape)}; needs (n > 0, c, h, w)")
     attribute, network = _attributor(model, composite, device)
     network.check_names(layers)
-    if not isinstance(target, int | str | tuple):
-        target = torch.as_tensor(target)
+    target = _checked(target, len(images))
     batches, batch_size = [], at_a_time(batch_size, images)
     for first in range(0, len(images), batch_size):
         part = slice(first, first + batch_size)
@@ -172,6 +171,18 @@ def _attributor(model, composite, device):
         return Attribution(relevance, start, torch.zeros_like(start), run)
 
     return attribute, network
+
+
+def _checked(target, n):
+    """Bring targets to tensors, of one class each or one an image."""
+    if isinstance(target, tuple):
+        return tuple(_checked(one, n) for one in target)
+    if isinstance(target, int | str):
+        return target
+    target = torch.as_tensor(target)
+    if target.ndim and len(target) != n:
+        raise ValueError(f"target has shape {tuple(target.shape)}, but there are {n} images")
+    return target
 
 
 def _part(target, part):
@@ -253,7 +264,9 @@ def per_layer_conservation(
     records, total = [], start
     for name, (received, passed, bias) in sums.items():
         total = total - received + passed
-        gap = ((received - passed - bias) / start).abs().max()
+        # As `explain` does: a value of exactly 0 has no share to compare with.
+        least = torch.finfo(start.dtype).tiny
+        gap = ((received - passed - bias) / start.abs().clamp(min=least)).abs().max()
         means = (float(column.mean()) for column in (received, passed, bias, total))
         records.append(LayerConservation(name, *means, gap=float(gap)))
     return records

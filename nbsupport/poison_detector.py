@@ -94,7 +94,8 @@ class PoisonDetector(Detector):
 
     `decision_function` is 1 where an accusation begins and rises with it. In a class that is
     called clean it is the strength over `strong`. Images below the median in one kind of evidence
-    have no strength, and are ranked by the sum of their deviations.
+    have no strength; they rank behind all others, those whose deviations add up to less than
+    nothing by that sum, the rest on one level before them.
 
     It is told neither the rate nor the size or place of the trigger, but presumes that less than
     half of the class is poisoned.
@@ -200,7 +201,7 @@ class PoisonDetector(Detector):
         if not apart or not self.fewest(n) <= smaller.sum() < self.size_threshold * n:
             return False
         border = QuadraticDiscriminantAnalysis(solver="eigen", shrinkage="auto")
-        with suppress(np.linalg.LinAlgError):
+        with suppress(np.linalg.LinAlgError, ValueError):  # a group of one has no covariance
             self._border = border.fit(self._place(activations), smaller)
         return True
 
@@ -231,7 +232,8 @@ class PoisonDetector(Detector):
         if "evidence" in self.witnesses_:
             score /= self.threshold_
         elif self.present_:
-            # What the silent witness says only ranks those whom the other leaves alone.
+            # What the silent witness says must not count beside what the other one says; it
+            # decides the order only where the other's odds are lower still.
             score = 1e-6 * score
         else:
             score /= self.strong

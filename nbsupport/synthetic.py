@@ -51,7 +51,8 @@ class Look:
     flicker: float = 0.12
     """Relative change of light from frame to frame."""
     haze: float = 0.08
-    """Largest stray light added to everything: lowers the contrast."""
+    """Largest share of stray light, which is added in proportion to the light on the sign (plus
+    0.4): lowers the contrast."""
     fading: float = 0.35
     """Largest loss of colour of a weathered sign."""
     dirt: float = 0.35
@@ -65,7 +66,7 @@ class Look:
     motion: float = 0.70
     """Largest additional blur along one axis, in pixels (every third track)."""
     noise: tuple[float, float] = (0.005, 0.025)
-    """Standard deviation of the sensor noise, relative to white."""
+    """Standard deviation of the sensor noise, relative to white, before the frame's blur."""
 
 
 LOOK = Look()

@@ -243,7 +243,9 @@ def _problem(module) -> str | None:
     if isinstance(module, nn.MaxPool2d) and module.return_indices:
         return "must return the largest values alone, not where they are"
     if isinstance(module, nn.AvgPool2d) and (
-        module.ceil_mode or module.divisor_override or not module.count_include_pad
+        module.ceil_mode
+        or module.divisor_override
+        or not (module.count_include_pad or module.padding in (0, (0, 0)))
     ):
         return "must divide the sum of each window by the number of its pixels, padding included"
     if isinstance(module, nn.Flatten) and (module.start_dim, module.end_dim) != (1, -1):

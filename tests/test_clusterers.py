@@ -70,6 +70,15 @@ def test_eigenvalues_count_the_pieces_of_the_graph():
     assert (groups.n_found, groups.acquits) == (3, False)
 
 
+@pytest.mark.parametrize("pieces", [7, 8, 9, 20])
+def test_more_pieces_than_may_be_told_apart_are_not_counted_by_rounding_errors(pieces):
+    centres = 100 * np.random.default_rng(0).normal(size=(pieces, 3))
+    points, _ = make_blobs([30] * pieces, centers=centres, cluster_std=0.1, random_state=0)
+    groups = SpectralGroups("eigengap")
+    groups.fit(points)
+    assert (groups.n_found, groups.acquits) == (min(pieces, 8), False)
+
+
 def test_one_group_is_acquitted_and_split_for_its_scores():
     groups = SpectralGroups("eigengap")
     labels = groups.fit(np.random.default_rng(0).normal(size=(80, 30)))

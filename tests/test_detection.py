@@ -143,6 +143,8 @@ def test_arrays_among_the_parameters_are_recorded_by_shape():
     ).details
     assert details["other_classes"] == f"array of shape {others.shape}"
     json.dumps(details)
+    details = detect("heatmap", INPUTS, device=torch.device("cpu")).details
+    assert json.loads(json.dumps(details))["device"] == "cpu"
 
 
 def test_judge_joins_the_truth_by_id():

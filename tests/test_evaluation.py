@@ -74,6 +74,15 @@ def test_predict_takes_bytes_alone(dataset):
         predict(model, images.float() / 255, torch.device("cpu"))
 
 
+def test_predict_leaves_each_module_in_its_mode(dataset):
+    model = build()
+    model.train()
+    model.conv1.norm.eval()  # frozen on purpose
+    before = [module.training for module in model.modules()]
+    predict(model, dataset.test.images[:2], CPU)
+    assert [module.training for module in model.modules()] == before
+
+
 def test_an_answer_that_is_no_tensor_is_named(dataset):
     class Twice(torch.nn.Module):
         def forward(self, x):
@@ -87,7 +96,7 @@ def test_predict_switches_dropout_off(dataset):
     model = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(3072, 43)).train()
     one, two = (predict(model, dataset.test.images, CPU) for _ in range(2))
     assert torch.equal(one, two)
-    assert not model.training
+    assert model.training, "it is as it was"
 
 
 def test_perfect_backdoor(dataset):

@@ -77,6 +77,36 @@ def test_model_stays_untouched_and_is_run_in_evaluation_mode(model, images):
         assert torch.allclose(logits, model(images), atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_weights_of_half_precision_are_explained_in_full(model, images, dtype):
+    half = copy.deepcopy(model).to(dtype)
+    network = Network(half, fold=True)
+    found = network.forward(network.images(images)).logits
+    assert found.dtype == torch.float32
+    with torch.no_grad():
+        torch.testing.assert_close(found, half.float()(images), atol=1e-4, rtol=1e-4)
+
+
+def test_full_precision_holds_under_autocast_and_leaves_settings_as_they_were(model, images):
+    network, cudnn = Network(model), torch.backends.cudnn
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("medium")
+        with (
+            torch.autocast("cpu", dtype=torch.bfloat16),
+            cudnn.flags(enabled=True, deterministic=True, allow_tf32=True),
+        ):
+            with network.full_precision():
+                assert network.forward(network.images(images)).logits.dtype == torch.float32
+                assert torch.get_float32_matmul_precision() == "highest"
+                assert (cudnn.deterministic, cudnn.allow_tf32) == (True, False)
+            assert cudnn.allow_tf32
+            assert torch.is_autocast_enabled("cpu")
+            assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 def test_uint8_is_divided_by_255(model):
     network = Network(model)
     images = torch.tensor([0, 51, 255], dtype=torch.uint8).view(1, 3, 1, 1)

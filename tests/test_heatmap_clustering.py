@@ -126,6 +126,13 @@ def test_nearly_equal_maps_are_one_group(noise):
     np.testing.assert_allclose(cost, cost[[0] * 9], rtol=1e-5)
 
 
+@pytest.mark.parametrize("metric", ["mean-distance", "euclidean", "sliced-wasserstein"])
+def test_maps_that_differ_by_rounding_form_no_clusters(metric):
+    rng = np.random.default_rng(0)
+    maps = HEATMAPS[:1] * (1 + 1e-13 * rng.random((60, *HEATMAPS.shape[1:])))
+    assert not HeatmapClustering(metric).fit(maps).poisoned_.any()
+
+
 def test_all_negative_maps_are_taken_by_magnitude():
     flipped = HEATMAPS.copy()
     flipped[[2, 50]] *= -1

@@ -43,6 +43,10 @@ def test_rank_counts_the_top_k_pixels(masks):
     assert relevance_rank_accuracy(heatmaps, masks).tolist() == [0, 0.5, 1, 0.5]
 
 
+def test_a_heatmap_of_one_value_ranks_nothing(heatmaps, masks):
+    assert relevance_rank_accuracy(heatmaps, masks).isnan().tolist() == [False, False, True, False]
+
+
 def test_rank_uses_the_size_of_each_mask(masks):
     heatmaps = torch.zeros(4, 4, 4)
     heatmaps[:, 0] = torch.tensor([4.0, 3, 2, 1])
@@ -52,6 +56,9 @@ def test_rank_uses_the_size_of_each_mask(masks):
 
 
 def test_pointing_game(heatmaps, masks):
+    # The third has one value, and points nowhere.
+    assert pointing_game(heatmaps, masks).tolist() == [True, False, False, True]
+    heatmaps[2, 2, 2] = 0
     assert pointing_game(heatmaps, masks).tolist() == [True, False, True, True]
 
 

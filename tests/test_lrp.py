@@ -42,6 +42,31 @@ def test_targets(exact, images):
         explain(43)
 
 
+@pytest.mark.parametrize("count", [N - 1, N + 1, 2 * N])
+@pytest.mark.parametrize("paired", [False, True])
+def test_there_is_one_target_an_image(model, images, count, paired):
+    """Labels of other images must not be cut to fit."""
+    target = torch.zeros(count, dtype=torch.int64)
+    target = (target.numpy(), 1) if paired else target
+    for batch_size in (1, N):
+        with pytest.raises(ValueError, match=rf"target has shape \({count},\), .* {N} images"):
+            lrp.explain(model, images, target=target, batch_size=batch_size)
+
+
+def test_pairs_take_arrays(exact, images):
+    classes = torch.tensor([5, 7, 5])
+    explain = lambda target: lrp.explain(exact, images, target=target, batch_size=2)  # noqa: E731
+    assert torch.equal(explain((classes.numpy(), 1)).start, explain((classes, 1)).start)
+
+
+def test_a_value_of_zero_has_no_gap(model, images):
+    predicted = int(lrp.explain(model, images[:1]).logits.argmax())
+    found = lrp.per_layer_conservation(
+        model, images[:1], "gamma", target=("predicted", predicted)
+    )  # fmt: skip
+    assert {record.gap for record in found} == {0.0}
+
+
 @pytest.mark.parametrize("name", ["released", "gamma", "grad_cam"])
 def test_activations_come_out_of_the_same_pass(name, model, images):
     layers = ("inception.concat", "relu2", "fc3")

@@ -215,6 +215,9 @@ def test_a_single_odd_image_is_no_group(n_clean, shift):
     found = PoisonDetector().fit(np.hstack([X, activations]))
     assert found.silhouette_ > 0.55
     assert not found.present_
+    # Whoever takes one image for a group has it accused by its distance: it has no Gaussian.
+    alone = PoisonDetector(min_images=1, min_share=1e-3).fit(np.hstack([X, activations]))
+    assert np.flatnonzero(alone.poisoned_).tolist() == [7]
 
 
 def test_candidates_agree_by_number_not_by_luck():

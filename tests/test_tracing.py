@@ -222,6 +222,16 @@ def test_what_cannot_be_exact_is_refused_by_name(case):
         trace(model)
 
 
+def test_padding_that_is_not_there_need_not_be_counted(images):
+    plain, told = (nn.AvgPool2d(2, count_include_pad=counted) for counted in (True, False))
+    maps = []
+    for pool in (plain, told):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), pool, nn.Flatten(), nn.Linear(900, 3))
+        maps.append(lrp.explain(model, images, target=1, composite="paper").heatmaps)
+    assert torch.equal(*maps)
+
+
 def test_logits_must_be_one_tensor():
     with pytest.raises(UnsupportedLayerError, match="output of its last layer"):
         trace(Block(lambda b, x: (b.act(b.conv(x)), x)))

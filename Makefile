@@ -97,8 +97,9 @@ gallery:  ## copy the pictures of the README from a finished demo run (drawn sig
 	cd "$(RUNS)/demo/standard-s3-p15-r0/figures" && cp \
 		$(foreach name,$(GALLERY),$(name).png $(name).json) "$(CURDIR)/figures/gallery/"
 
-# A file at a time to each worker. Threads that wait for each other must not keep a core busy.
-SUITE = OMP_WAIT_POLICY=passive python -m pytest --numprocesses $(JOBS) \
+# A file at a time to each worker, and one thread to each of its processes: on busy cores, threads
+# that wait for each other take up to nine times as long.
+SUITE = OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 python -m pytest --numprocesses $(JOBS) \
 	--dist loadfile --no-loadscope-reorder
 
 test: $(READY) lint  ## lint, unit tests, and the chain of notebooks on a tiny data set

@@ -29,7 +29,8 @@ STAGES = ("01_attacks", "02_training", "03_lrp", "04_gw_clustering")
 def snakemake(runs: Path, *options: str, **config: str) -> list[str]:
     """Command line of the workflow on the tiny profile, as `make run` has it."""
     asked = {"scenarios": SCENARIO, "profile": "tiny", "runs": str(runs), "device": "cpu"} | config
-    return workflow.command(asked.pop("scenarios").split(), options=options, **asked)
+    # One job, and so one thread: other tests keep the other cores busy.
+    return workflow.command(asked.pop("scenarios").split(), jobs=1, options=options, **asked)
 
 
 def call(
@@ -77,7 +78,7 @@ def chain(tmp_path_factory):
     before = (folder / "attack.npz").stat().st_mtime_ns
 
     assert call(snakemake(runs, "--unlock")).returncode == 0
-    # The side road with it: it shares what comes before, and runs beside notebook 4.
+    # The side road with it: it shares what comes before.
     resumed = call(snakemake(runs, "all", "every_ablation"))
     assert resumed.returncode == 0, resumed.stderr[-5000:]
     return runs, before, resumed.stderr

@@ -25,8 +25,8 @@ mpl.use("Agg")
 
 def pytest_collection_modifyitems(items):
     """Begin with the files that run notebooks, which take longest; other workers do the rest."""
-    slow = ("test_notebooks.py", "test_workflow.py")
-    items.sort(key=lambda item: item.path.name not in slow)
+    slow = ("test_notebooks.py", "test_workflow.py", "test_notebooks_alone.py")
+    items.sort(key=lambda item: slow.index(item.path.name) if item.path.name in slow else len(slow))
 
 
 CLASS_SIZES = {

@@ -53,8 +53,8 @@ BATCH   = $(PLACE) $(MACHINE) --data "$(DATA)" --device $(DEVICE) \
 stopped = || { test $$? = 2 || \
 	echo "Stopped. What is finished stays: 'make $(1)' goes on with the rest."; exit 1; }
 
-.PHONY: help surrogate run resume resume-sweep resume-ablation resume-beyond sweep status ablation beyond \
-	figures gallery test test-fast lint strip \
+.PHONY: help run resume resume-sweep resume-ablation resume-beyond sweep surrogate status \
+	ablation beyond figures gallery test test-fast lint strip \
 	lab site clean
 
 help:  ## show this list

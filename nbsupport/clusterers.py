@@ -150,10 +150,9 @@ class SpectralGroups:
         self.eigenvalues, vectors = eigh(normed, subset_by_index=[0, last])
         found = self.n_clusters
         if found == "eigengap":
-            gaps = np.diff(self.eigenvalues)
+            gaps = np.diff(self.eigenvalues, append=self.eigenvalues[-1])
             # A graph in more parts than may be found has no gap but those of rounding errors.
-            split = last and gaps.max() < 1e-9
-            found = last if split else 1 + int(gaps.argmax()) if last else 1
+            found = 1 + int(gaps.argmax()) if gaps.max() > 1e-9 else max(last, 1)
         self.n_found, self.acquits = found, found == 1
         count = min(max(found, 2), len(points))
         # Divided by the square root of the degree: eigenvectors of the random walk on the graph.

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -304,7 +304,8 @@ def detections(
     results : DataFrame
         From `results.collect`, of one profile.
     methods : iterable of str
-        Methods to show; the last one's AUROC (mean of the repetitions) and images too.
+        Methods to show; the last one's AUROC (mean of the repetitions) and images too. Networks
+        that not all of them have judged are left out.
 
     Returns
     -------
@@ -320,14 +321,10 @@ def detections(
     names = [heads[m] for m in methods]
     if PROPOSED in methods:
         names.insert(methods.index(PROPOSED), "HC, printed")
-    for name in ranked(results["scenario"].map(experiment)):
-        rows = _repetitions(results, f"{name}-r0")
-        runs, found = rows.drop_duplicates("scenario"), dict(list(rows.groupby("method")))
-        if not set(methods) <= set(found):
-            continue
+    for name, found in _judged(results, methods):
         rate = "masr" if Scenario.parse(f"{name}-r0").label_consistent else "asr"
-        star = " *" * bool(runs["attack_took"].eq(False).any())
         ours = found[methods[-1]]
+        star = " *" * bool(ours["attack_took"].eq(False).any())
         rates = {heads[m]: _three_rates(found[m]) for m in methods}
         printed = paper.published(f"{name}-r0", PROPOSED)
         values = [printed.comparable(r) for r in RATES] if printed else [math.nan]
@@ -338,9 +335,9 @@ def detections(
         lines.append(
             {
                 "experiment": name,
-                "networks": len(runs),
+                "networks": len(ours),
                 "poisoned": f"{n['n_poisoned']:.0f} of {n['n_class']:.0f} ({share})",
-                "attack": f"{rate.upper()} {runs[rate].mean():.1f}{star}",
+                "attack": f"{rate.upper()} {ours[rate].mean():.1f}{star}",
                 **{name: rates.get(name, "–") for name in names},
                 "AUROC": f"{ours['auroc'].mean():.2f}",
                 "missed": f"{ours['n_fn'].sum()} of {ours[_IMAGES['tpr']].sum().sum()}",
@@ -381,17 +378,8 @@ def first_check(
     if not 0 < alarm < 1:
         raise ValueError(f"alarm is {alarm!r}; give a share of the class between 0 and 1")
     lines, second = [], list(second)
-    for name in ranked(results["scenario"].map(experiment)):
-        rows = _repetitions(results, f"{name}-r0")
-        methods = rows.groupby("scenario")["method"].agg(set)
-        judged = methods.index[methods.map({"activation", *second}.issubset)]
-        if not len(judged):
-            continue
-        found = {
-            method: part.set_index("scenario").loc[judged]
-            for method, part in rows.groupby("method")
-            if method in {"activation", *second}
-        }
+    for name, judged in _judged(results, ["activation", *second]):
+        found = {method: rows.set_index("scenario") for method, rows in judged.items()}
         first = found["activation"]
         smaller = (first["n_tp"] + first["n_fp"]) / first["n_class"]
         rings = smaller[smaller.between(0, alarm, inclusive="neither")].index
@@ -412,6 +400,19 @@ def first_check(
             line[f"{label}, if AC rings"] = _two_rates(heard)
         lines.append(line)
     return pd.DataFrame(lines)
+
+
+def _judged(
+    results: pd.DataFrame, methods: Iterable[str]
+) -> Iterator[tuple[str, dict[str, pd.DataFrame]]]:
+    """Give each experiment with the rows of each method, of networks that all have judged."""
+    wanted = set(methods)
+    for name in ranked(results["scenario"].map(experiment)):
+        rows = _repetitions(results, f"{name}-r0")
+        rows = rows[rows["method"].isin(wanted)]
+        rows = rows[rows.groupby("scenario")["method"].transform("nunique") == len(wanted)]
+        if len(rows):
+            yield name, dict(list(rows.groupby("method")))
 
 
 def ranked(experiments: Iterable[str]) -> list[str]:

@@ -381,6 +381,10 @@ def test_detections_count_the_images_of_all_repetitions(make):
     assert faint["attack"] == "MASR 88.5 *"
     text = tables.detections(results.collect(runs[1:2]), ["heatmap"])
     assert text["missed"].tolist() == ["0 of 34"]
+    # A network that was not judged by all of them counts nowhere.
+    partly = make("standard-s3-p02-r2", poison_detector=(0, 34, 1650, 0), asr=0.0)
+    (line, _) = tables.detections(results.collect([*runs, partly])).to_dict("records")
+    assert line == rare
     # A row whose printed numbers belong to another experiment has none to show.
     wrong = make("label_consistent-s3-p15-r0", heatmap=(34, 0, 1650, 0))
     (line,) = tables.detections(results.collect([wrong]), ["heatmap"]).to_dict("records")

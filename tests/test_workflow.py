@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 
@@ -464,7 +465,8 @@ def test_figures_of_one_profile_never_replace_those_of_another(profile, folder):
 
 SUBMIT = """#!/bin/sh
 # What sbatch does, as far as Snakemake can tell: start the job elsewhere, say its number, return.
-number=$(ls "{folder}" | grep -c log)
+number=$(ls "{folder}" | grep -c script)
+cp "$1" "{folder}/$number.script"
 (sh "$1"; echo $? > "{folder}/$number.rc") > "{folder}/$number.log" 2>&1 &
 echo $number
 """
@@ -481,8 +483,9 @@ def scheduler(tmp_path):
     pytest.importorskip("snakemake_executor_plugin_cluster_generic")
     folder = tmp_path / "jobs"
     folder.mkdir()
-    options = ["--executor", "cluster-generic", "--jobs", "2", "--seconds-between-status-checks"]
-    options += ["1", "--latency-wait", "30"]
+    # The profile for Slurm, as it is, with another door to the scheduler.
+    options = ["--profile", "profiles/slurm", "--executor", "cluster-generic", "--jobs", "2"]
+    options += ["--seconds-between-status-checks", "1", "--latency-wait", "30"]
     for name, text in (("submit", SUBMIT), ("status", STATUS)):
         script = tmp_path / name
         script.write_text(text.format(folder=folder))
@@ -497,24 +500,55 @@ def on_cluster(scheduler, runs, targets, **config):
     return subprocess.run(
         [sys.executable, "-m", "snakemake", *map(str, targets), *scheduler[0], "--config",
          *(f"{name}={value}" for name, value in settings.items())],
-        cwd=ROOT, capture_output=True, text=True, timeout=600, check=False,
+        cwd=ROOT, capture_output=True, text=True, timeout=1200, check=False,
     )  # fmt: skip
 
 
+# What computes on a GPU asks for one, on the partition that has them; 20 minutes are tiny's limit.
+ON_GPU = {"gpu": 1, "slurm_partition": "gpu", "runtime": 20}
+ON_CPU = {"gpu": None, "slurm_partition": "cpu", "runtime": 20}
+ASKED = dict.fromkeys(["attacks", "gw_clustering", "results"], ON_CPU)
+ASKED |= dict.fromkeys(["training", "lrp"], ON_GPU)
+
+
 @pytest.mark.notebooks
-def test_a_chain_runs_as_jobs_of_a_scheduler(scheduler, tmp_path):
-    names = ("standard-s3-p15-r0", "standard-s3-p05-r0")
-    first, second = (Run(tmp_path, PROFILES["tiny"], Scenario.parse(name)) for name in names)
-    targets = [first.path("training"), second.path("attack")]
-    done = on_cluster(scheduler, tmp_path, targets, scenarios=" ".join(names))
+def test_the_whole_chain_runs_as_jobs_of_a_scheduler(scheduler, tmp_path):
+    run, other = (
+        Run(tmp_path, PROFILES["tiny"], Scenario.parse(f"standard-s3-{rate}-r0"))
+        for rate in ("p15", "p05")
+    )
+    done = on_cluster(scheduler, tmp_path, ["all", other.path("attack")], scenarios=run.scenario)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert first.has("training")
-    assert second.has("attack")
-    logs = [log.read_text() for log in sorted(scheduler[1].glob("*.log"))]
-    assert len(logs) == 3
-    assert sorted(re.search(r"\[(0\w+) (\S+)\]", log).groups() for log in logs) == [
-        ("01_attacks", names[1]), ("01_attacks", names[0]), ("02_training", names[0]),
-    ]  # fmt: skip
+    for stage in artifacts.CHAIN:
+        run.load(stage)
+    other.load("attack")
+    table = pd.read_csv(tmp_path / "tiny" / "results.csv")
+    assert set(table["scenario"]) == {str(run.scenario)}
+    jobs = []
+    for script in scheduler[1].glob("*.script"):
+        job = json.loads(re.search(r"^# properties = (.*)$", script.read_text(), re.M)[1])
+        assert script.with_suffix(".rc").read_text() == "0\n"
+        assert {name: job["resources"].get(name) for name in ON_CPU} == ASKED[job["rule"]]
+        assert job["threads"] == (4 if ASKED[job["rule"]]["gpu"] else 1)
+        jobs.append(job["rule"])
+    assert sorted(jobs) == sorted([*ASKED, "attacks"])  # and none was computed where jobs are sent
+
+
+def test_the_whole_paper_is_planned_with_a_gpu_for_each_job_that_uses_one(scheduler, tmp_path):
+    scheduler[0].append("--dry-run")
+    done = on_cluster(scheduler, tmp_path, [], profile="paper", scenarios="paper", device="auto")
+    assert done.returncode == 0, done.stderr[-3000:]
+    jobs = re.findall(r"^rule (\w+):\n(?: .*\n)*? +resources: (.*)$", done.stdout, re.M)
+    counts = Counter(rule for rule, _ in jobs)
+    n = len(PAPER)  # and the attacker's network; "all" stays with the plan
+    once = {"attacks": n + 1, "training": n + 1, "results": 1, "all": 1}
+    assert counts == dict.fromkeys(ASKED, n) | once
+    for rule, resources in jobs:
+        if rule == "all":
+            continue
+        asked = dict(part.split("=", 1) for part in resources.split(", "))
+        assert asked["slurm_partition"] == ASKED[rule]["slurm_partition"]
+        assert asked.get("gpu") == ("1" if ASKED[rule]["gpu"] else None)
 
 
 @pytest.mark.notebooks

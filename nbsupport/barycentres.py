@@ -178,6 +178,8 @@ def average(
     if start is None:
         if rng is None:
             raise ValueError("a barycentre needs a start: pass start=, or rng= to draw one")
+        if labels.dtype.kind not in "iu":
+            raise ValueError(f"labels must be integers, -1 for none, got {labels.dtype}")
         start = np.stack([gw.random_structure(n_nodes, rng) for _ in range(labels.max() + 1)])
     C = as_centres(start, spaces)
     own = as_labels(labels, spaces, len(C))
@@ -336,5 +338,7 @@ def kmeans(
     """
     if not 1 <= n_clusters <= geometry.n:
         raise ValueError(f"n_clusters={n_clusters} must lie between 1 and the {geometry.n} maps")
+    if n_init < 1:
+        raise ValueError(f"n_init is {n_init}; needs 1 or more")
     runs = [geometry.lloyd(draw(geometry, n_clusters), max_rounds) for _ in range(n_init)]
     return min(runs, key=lambda run: run.inertia)

@@ -17,7 +17,8 @@ from sklearn.metrics import silhouette_score
 from sklearn.utils.validation import check_is_fitted
 
 from nbsupport.clusterers import KMeansGroups
-from nbsupport.detectors import Detector, one_of, suspect_cluster
+from nbsupport.detectors import Detector, at_least, one_of, pca_solver, suspect_cluster
+from nbsupport.gw import name_rows
 
 __all__ = ["CLUSTER_ANALYSES", "ActivationClustering", "RawClustering", "SpectralSignature", "grey"]
 
@@ -56,12 +57,19 @@ class _ReducedKMeans(Detector):
                 f"other_classes must have shape (classes, {X.shape[1]}), at least one of them, "
                 f"got {others.shape}"
             )
+        finite = np.isfinite(others).all(axis=1)
+        if not finite.all():
+            raise ValueError(
+                f"other_classes holds NaN or infinity in rows {name_rows(~finite)}: leave out "
+                "classes without images"
+            )
         return others
 
     def _fit_reduction(self, X: np.ndarray) -> None:
+        at_least("n_components", self.n_components)
         wanted = min(self.n_components, *X.shape)
         with np.errstate(invalid="ignore"):  # shares of a total variance of 0
-            self.pca_ = PCA(wanted, svd_solver=_solver(X)).fit(X)
+            self.pca_ = PCA(wanted, svd_solver=pca_solver(X)).fit(X)
         # What is left of the mean by rounding is no variance; whitening would blow it up to 1.
         variance = self.pca_.explained_variance_
         kept = int((variance > 1e-12 * (variance[0] + np.sum(self.pca_.mean_**2))).sum())
@@ -142,11 +150,6 @@ def _class_distances(X, labels, others: np.ndarray) -> dict[str, list]:
 
 CLUSTER_ANALYSES = ("smaller", "relative-size", "silhouette", "distance")
 """Rules that pick the poison cluster; see `ActivationClustering`."""
-
-
-def _solver(X: np.ndarray) -> str:
-    """Choose how PCA is solved: by d x d covariances, unless they are larger than X, and large."""
-    return "covariance_eigh" if X.shape[1] <= max(4096, len(X)) else "full"
 
 
 class RawClustering(_ReducedKMeans):

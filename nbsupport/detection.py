@@ -318,7 +318,12 @@ def detect(
 
 
 def _for_json(value):
-    """Stand in for an array, which would swell the record, by its shape; name a device."""
+    """Stand in for an array, which would swell the record, by its shape; name a device.
+
+    JSON knows no numbers of NumPy.
+    """
+    if isinstance(value, np.generic):
+        return value.item()
     if isinstance(value, torch.device):
         return str(value)
     return value if np.ndim(value) == 0 else f"array of shape {np.shape(value)}"

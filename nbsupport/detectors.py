@@ -31,7 +31,10 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from nbsupport import gw
 
-__all__ = ["Detector", "HeatmapDetector", "canonical_order", "one_of", "suspect_cluster"]
+__all__ = [
+    "Detector", "HeatmapDetector", "at_least", "canonical_order", "one_of", "pca_solver",
+    "suspect_cluster",
+]  # fmt: skip
 
 
 class Detector(ClusterMixin, BaseEstimator):
@@ -141,6 +144,17 @@ def suspect_cluster(labels: np.ndarray, cost: np.ndarray) -> int | None:
     own = np.take_along_axis(cost, labels[:, None], axis=1)[:, 0]
     inertia = np.bincount(labels, weights=own, minlength=len(sizes))
     return int(min(present, key=lambda k: (sizes[k], inertia[k])))
+
+
+def pca_solver(X: np.ndarray) -> str:
+    """Choose how PCA is solved: by d x d covariances, unless they are larger than X, and large."""
+    return "covariance_eigh" if X.shape[1] <= max(4096, len(X)) else "full"
+
+
+def at_least(name: str, value, least: int = 1) -> None:
+    """Raise a ValueError that names the value unless it reaches the least one that makes sense."""
+    if not value >= least:
+        raise ValueError(f"{name} is {value!r}; needs {least} or more")
 
 
 def one_of(name: str, value, allowed: tuple) -> None:

@@ -18,7 +18,14 @@ from sklearn.decomposition import PCA
 
 from nbsupport import distances
 from nbsupport.clusterers import KMeansGroups, MixtureGroups, SpectralGroups
-from nbsupport.detectors import Detector, HeatmapDetector, one_of, suspect_cluster
+from nbsupport.detectors import (
+    Detector,
+    HeatmapDetector,
+    at_least,
+    one_of,
+    pca_solver,
+    suspect_cluster,
+)
 from nbsupport.embeddings import downsized
 
 __all__ = ["DistanceMixture", "SpRAy", "VectorClustering"]
@@ -63,8 +70,9 @@ class _Embedded(Detector):
         self.pca_, self.unit_ = None, float(standard.std(axis=0).max())
         wanted = self._components()
         if wanted is not None:
+            at_least("n_components", wanted)
             wanted = min(wanted, *standard.shape)
-            self.pca_ = PCA(wanted, svd_solver="covariance_eigh").fit(standard)
+            self.pca_ = PCA(wanted, svd_solver=pca_solver(standard)).fit(standard)
             variance = self.pca_.explained_variance_
             self.n_components_ = int((variance > 1e-9 * variance[0]).sum())
             self.unit_ = float(np.sqrt(variance[0]))
@@ -215,7 +223,7 @@ class SpRAy(_Embedded, HeatmapDetector):
     n_neighbors : int, default 10
         Neighbours of a map in the graph, itself included.
     max_clusters : int, default 8
-        Most clusters that "eigengap" may find.
+        Most clusters that "eigengap" may find, 2 or more.
     n_init, random_state : int, default 10 and 0
         Starts of k-means among the eigenvectors, and the seed of its draws.
 
@@ -263,6 +271,7 @@ class SpRAy(_Embedded, HeatmapDetector):
         return downsized(X, self.side)
 
     def _make_clusterer(self) -> SpectralGroups:
+        at_least("max_clusters", self.max_clusters, 2)
         return SpectralGroups(
             self.n_clusters, self.n_init, self.random_state, self.n_neighbors, self.max_clusters
         )

@@ -14,7 +14,7 @@ from nbsupport import data, metrics
 from nbsupport.artifacts import ArtifactError, Run
 from nbsupport.attacks import Manifest, apply, trigger_split
 from nbsupport.devices import at_a_time, autocast
-from nbsupport.models import build
+from nbsupport.models import build, check_logits
 from nbsupport.scenarios import N_CLASSES, Scenario
 
 if TYPE_CHECKING:
@@ -180,10 +180,17 @@ def share_read(
         How many are tried; drawn by lot where there are more.
     seed : int
         Seed of the draw.
+
+    Raises
+    ------
+    ValueError
+        If the outputs are no rows of logits.
     """
     order = np.random.default_rng(seed).permutation(len(split))[:most]
     some = split.select(torch.from_numpy(np.sort(order)))
-    return (predict(model, some.images, device).argmax(1) == some.labels).float().mean().item()
+    logits = predict(model, some.images, device)
+    check_logits(logits)
+    return (logits.argmax(1) == some.labels).float().mean().item()
 
 
 def evaluate(

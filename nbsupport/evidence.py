@@ -31,6 +31,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nbsupport import gw
 from nbsupport.attacks import window_masks
 from nbsupport.evaluation import Progress, predict
 
@@ -145,8 +146,14 @@ def concentration(heatmaps) -> np.ndarray:
         log(sum p^2) with p = |R| / sum |R|: minus the logarithm of the number of pixels that would
         give the same value if they shared the relevance evenly. 0 for a single pixel, and for a map
         without relevance that of an even map, -log(h w).
+
+    Raises
+    ------
+    ValueError
+        If a map holds NaN or infinity, or they are no maps.
     """
-    flat = np.abs(np.asarray(heatmaps, dtype=np.float64)).reshape(len(heatmaps), -1)
+    maps = gw.as_maps(heatmaps)
+    flat = np.abs(maps).reshape(len(maps), -1)
     flat = np.where(flat.sum(1, keepdims=True) > 0, flat, 1.0)
     return np.log(((flat / flat.sum(1, keepdims=True)) ** 2).sum(1))
 
@@ -188,13 +195,14 @@ def relevant_windows(heatmaps: Tensor, side: int) -> tuple[Tensor, Tensor]:
     Raises
     ------
     ValueError
-        If the window does not fit into the heatmaps.
+        If the window does not fit into the heatmaps, or a map holds NaN or infinity.
     """
     if heatmaps.ndim != 3 or not 1 <= side <= min(heatmaps.shape[1:]):
         raise ValueError(
             f"side is {side} and heatmaps have shape {tuple(heatmaps.shape)}; needs (n, h, w) and "
             "a side of 1 to min(h, w)"
         )
+    gw.as_maps(heatmaps.cpu())
     mass = F.avg_pool2d(heatmaps[:, None].clamp(min=0).double(), side, stride=1)[:, 0]
     best = mass.flatten(1).argmax(1)
     return best // mass.shape[2], best % mass.shape[2]
@@ -253,7 +261,13 @@ def cover_and_paste(
     -------
     covered, pasted : uint8 Tensor, shape (n, c, h, w)
         The images without their piece, and carriers with it.
+
+    Raises
+    ------
+    ValueError
+        If images and heatmaps are not of the same number and size.
     """
+    heatmaps = _belonging(images, heatmaps)
     side = window_sides(heatmaps.shape[1:])[0] if side is None else side
     row, column = relevant_windows(heatmaps, side)
     masks = window_masks(row, column, side, heatmaps.shape[1:])
@@ -284,10 +298,9 @@ def pick_carriers(
     device : torch.device
         Where to compute.
     count : int
-        Images in all, spread over the classes; fewer where the network reads fewer right, or
-        where few classes hold only `pool` images each.
+        Images in all, spread over the classes; fewer where the network reads fewer right.
     pool : int
-        Images per class that are tried.
+        Images per class that are tried first; more only where too few of these are read right.
     seed : int
         Seed of the draw.
 
@@ -309,10 +322,13 @@ def pick_carriers(
             f"there is no image of another class than {label}, so nothing to paste into; two "
             "classes are needed: pass the whole training set"
         )
-    tried = [rng.permutation(np.flatnonzero(labels == c))[:pool] for c in others]
-    rows = np.concatenate(tried)
-    right = predict(model, split.images[rows], device).argmax(1).numpy()
-    right = rows[right == labels[rows]]
+    drawn = [rng.permutation(np.flatnonzero(labels == c)) for c in others]
+    first, right = 0, np.array([], dtype=np.int64)
+    while len(right) < count and first < max(map(len, drawn)):
+        rows = np.concatenate([some[first:pool] for some in drawn])
+        answer = predict(model, split.images[rows], device).argmax(1).numpy()
+        right = np.concatenate([right, rows[answer == labels[rows]]])
+        first, pool = pool, 4 * pool
     groups = [right[labels[right] == c] for c in others]
     ranked = [(k, rng.random(), row) for group in groups for k, row in enumerate(group)]
     if not ranked:
@@ -423,12 +439,7 @@ def gather(
     ValueError
         If there is nothing to look at, or images and heatmaps are not of the same number and size.
     """
-    heatmaps = torch.as_tensor(heatmaps)
-    if len(images) == 0 or (len(images), *images.shape[2:]) != tuple(heatmaps.shape):
-        raise ValueError(
-            f"images {tuple(images.shape)} and heatmaps {tuple(heatmaps.shape)} do not belong "
-            "together; needs (n, c, h, w) and (n, h, w), n > 0"
-        )
+    heatmaps = _belonging(images, heatmaps)
     sides = window_sides(heatmaps.shape[1:]) if sides is None else sides
     before = label_margin(predict(model, carriers, device, precision), label)
     usual = np.zeros(len(images), dtype=bool)
@@ -461,6 +472,17 @@ def gather(
     margin = label_margin(predict(model, images, device, precision), label)
     arrays = {name: torch.stack(values, 1).numpy() for name, values in columns.items()}
     return Evidence(tuple(sides), margin=margin.numpy(), **arrays)
+
+
+def _belonging(images: Tensor, heatmaps) -> Tensor:
+    """Refuse heatmaps of other images; one map for many images would be taken for all of them."""
+    heatmaps = torch.as_tensor(heatmaps)
+    if len(images) == 0 or (len(images), *images.shape[2:]) != tuple(heatmaps.shape):
+        raise ValueError(
+            f"images {tuple(images.shape)} and heatmaps {tuple(heatmaps.shape)} do not belong "
+            "together; needs (n, c, h, w) and (n, h, w), n > 0"
+        )
+    return heatmaps
 
 
 def label_margin(logits: Tensor, label: int) -> Tensor:

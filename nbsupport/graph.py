@@ -4,13 +4,14 @@ import copy
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from nbsupport.models import Add
+from nbsupport.models import Add, check_logits
 from nbsupport.tracing import INPUT, Layer, UnsupportedLayerError, copied, trace
 
 __all__ = ["Forward", "Network", "Target", "fold_batch_norm", "target_weights"]
@@ -84,7 +85,8 @@ class Network:
     """
 
     def __init__(self, model: nn.Module, device=None, *, fold: bool = False):
-        parameter = next(model.parameters())
+        tensors = (t for t in chain(model.parameters(), model.buffers()) if t.is_floating_point())
+        parameter = next(tensors, torch.empty(0))
         # Shares of half precision would be rounding errors, and could be proved by nothing.
         self.dtype = torch.promote_types(parameter.dtype, torch.float32)
         self.device = torch.device(device or parameter.device)
@@ -238,7 +240,7 @@ def target_weights(logits: Tensor, target: Target) -> Tensor:
     target : int, integer Tensor of shape (n,), "predicted", or a pair of these
         A class for all images; a class per image; the class with the largest logit. A pair
         (p, q) stands for the difference of the logits, p - q. Weights, a float Tensor of shape
-        (n, classes), stay as they are.
+        (n, classes), stay as they are, in the precision of the logits.
 
     Returns
     -------
@@ -248,14 +250,21 @@ def target_weights(logits: Tensor, target: Target) -> Tensor:
     Raises
     ------
     ValueError
-        If a class does not exist or is no integer, or there is not one class per image.
+        If a class does not exist or is no integer, there is not one class per image, or the
+        outputs are no rows of logits.
     """
+    check_logits(logits)
     if isinstance(target, Tensor) and target.is_floating_point() and target.ndim == 2:
         if target.shape != logits.shape:
             shapes = tuple(target.shape), tuple(logits.shape)
             raise ValueError("weights have shape {}, but logits {}".format(*shapes))
-        return target
+        return target.to(logits)
     if isinstance(target, tuple):
+        if len(target) != 2:
+            raise ValueError(
+                f"target {target!r} has {len(target)} parts; a pair (p, q) is the difference of "
+                "two logits, a Tensor or a list holds one class per image"
+            )
         first, second = target
         return target_weights(logits, first) - target_weights(logits, second)
     n, k = logits.shape

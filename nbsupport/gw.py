@@ -261,11 +261,29 @@ def entropic_gw(a: PointCloud, b: PointCloud, epsilon: float = 0.1, **options) -
     of `nbsupport.transport` are. Where Sinkhorn's rounds reach their tolerance (1e-9), the sums of
     the plan miss the weights by about 1e-8 and rounding would change the value by less than
     1e-7 of it; where they do not, the value is no upper bound of GW^2.
+
+    Raises
+    ------
+    ValueError
+        If epsilon is not positive, or so small that POT ends with something else than a plan.
     """
+    check_epsilon(epsilon)
     value, log = ot.gromov.entropic_gromov_wasserstein2(
         a.C, b.C, a.p, b.p, "square_loss", epsilon=epsilon, symmetric=True, log=True, **options
     )
+    # exp(-M / epsilon) underflows where epsilon is small: POT warns and returns zeros, of value 0.
+    if not abs(log["T"].sum() - 1) <= 1e-5:
+        raise ValueError(
+            f"POT found no plan with epsilon={epsilon}: its masses add up to {log['T'].sum():g} "
+            "instead of 1; raise epsilon, or take solver='batched' (nbsupport.transport)"
+        )
     return Coupling(float(value), log["T"])
+
+
+def check_epsilon(epsilon: float) -> None:
+    """Refuse a weight of the entropy that is not positive."""
+    if not epsilon > 0:
+        raise ValueError(f"epsilon must be positive, got {epsilon!r}; 0.01 is usual")
 
 
 def exact_gw(a: PointCloud, b: PointCloud, **options) -> Coupling:
@@ -293,7 +311,7 @@ def random_structure(n_nodes: int, rng: np.random.Generator) -> np.ndarray:
     """Draw the start of a barycentre: squared distances of Gaussian points in the plane / max."""
     x = rng.standard_normal((n_nodes, 2))
     C = ((x[:, None] - x[None]) ** 2).sum(axis=-1)
-    return C / C.max()
+    return C / (C.max() or 1.0)  # a single node lies at no distance from itself
 
 
 def barycentre(
@@ -333,6 +351,7 @@ def barycentre(
     """
     if len(clouds) == 0:
         raise ValueError("a barycentre needs at least one cloud, got none")
+    check_epsilon(epsilon)
     start = random_structure(n_nodes, rng) if init is None else np.asarray(init, dtype=np.float64)
     q = np.full(n_nodes, 1.0 / n_nodes)
     C = ot.gromov.entropic_gromov_barycenters(

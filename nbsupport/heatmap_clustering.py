@@ -10,7 +10,7 @@ from sklearn.exceptions import ConvergenceWarning
 
 from nbsupport import distances, gw
 from nbsupport.barycentres import Clustering, EntropicGeometry, draw_centres, kmeans
-from nbsupport.detectors import HeatmapDetector, one_of, suspect_cluster
+from nbsupport.detectors import HeatmapDetector, at_least, one_of, suspect_cluster
 from nbsupport.embeddings import sliced_quantiles
 from nbsupport.transport import HeatmapSpaces, Options
 
@@ -69,8 +69,8 @@ class HeatmapClustering(HeatmapDetector):
         (n_clusters, 1). "euclidean": mean weights (n_clusters, H * W). "sliced-wasserstein": mean
         quantiles (n_clusters, 1024).
     inertia_ : float
-        Sum over the maps of the distance to their centre (for "gw" and "mean-distance" the
-        un-regularised GW value).
+        Sum over the maps of what their centre costs them: the un-regularised GW value ("gw" and
+        "mean-distance"), or the squared distance ("euclidean" and "sliced-wasserstein").
     n_iter_ : int
         Rounds of the best start.
     converged_ : bool
@@ -125,8 +125,10 @@ class HeatmapClustering(HeatmapDetector):
             raise ValueError(f"start='released' makes two clusters, got {self.n_clusters}")
         if len(X) < self.n_clusters:
             raise ValueError(f"n_samples={len(X)} is less than n_clusters={self.n_clusters}")
-        if self.max_iter < 1:
-            raise ValueError(f"max_iter is {self.max_iter}; needs 1 round or more")
+        for name in ("max_iter", "barycentre_iter", "n_support"):
+            at_least(name, getattr(self, name))
+        if self.n_init != "auto":
+            at_least("n_init", self.n_init)
         weights = self._weights(X)
         moments = distances.distance_moments(weights, self.shape_)
         if self.metric == "gw":

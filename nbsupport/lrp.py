@@ -148,8 +148,9 @@ def explain(
         if progress:
             progress(min(first + batch_size, len(images)), len(images))
     columns = {key: torch.cat([batch[key] for batch in batches]) for key in batches[0]}
-    activations = {name: columns.pop(("activation", name)) for name in layers}
-    return Explanation(activations=activations, **columns)
+    activations = {name: columns["activation", name] for name in layers}
+    told = {key: column for key, column in columns.items() if isinstance(key, str)}
+    return Explanation(activations=activations, **told)
 
 
 def _attributor(model, composite, device):

@@ -23,6 +23,7 @@ __all__ = [
     "ResNet",
     "Residual",
     "build",
+    "check_logits",
     "count_parameters",
 ]
 
@@ -302,6 +303,15 @@ def build(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return architectures[name](n_classes=n_classes, dropout=dropout)
+
+
+def check_logits(logits: Tensor) -> None:
+    """Raise ValueError unless a network's outputs are rows of logits, shape (n, classes)."""
+    if logits.ndim != 2:
+        raise ValueError(
+            f"the network returns shape {tuple(logits.shape)}; needs (n, classes): flatten its "
+            "output"
+        )
 
 
 def count_parameters(model: nn.Module) -> int:

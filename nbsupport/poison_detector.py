@@ -209,7 +209,8 @@ class PoisonDetector(Detector):
         """How much more likely an image is of the smaller group; positive from the border on."""
         if self._border is not None:
             return self._border.decision_function(self._place(activations))
-        # A group without any spread in some direction, of equal images say, has no Gaussian.
+        # A group has no Gaussian where some direction has no spread, or hardly any: scikit-learn
+        # wants 1e-4 of the largest variance (the groups' distance counts in that).
         cost, suspect = self._clusters._cost(activations), self._clusters.suspect_
         return cost[:, 1 - suspect] - cost[:, suspect]
 

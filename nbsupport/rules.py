@@ -162,9 +162,13 @@ def affine(module: nn.Module, a: Tensor | None = None) -> Affine | None:
         if module.output_size in (1, (1, 1), [1, 1]):
             mean = a.new_full((1, math.prod(size)), 1 / math.prod(size))
             return _Pooling(mean, None, (1, 1))
-        unit = torch.eye(math.prod(size), dtype=a.dtype, device=a.device).unflatten(1, (1, *size))
-        pooled = module(unit)
-        return _Pooling(pooled.flatten(1).T, None, tuple(pooled.shape[2:]))
+        # Rows and columns by themselves: the square of all pixels would be larger than the images.
+        wanted = (s or side for s, side in zip(_pair(module.output_size), size, strict=True))
+        axes = [
+            F.adaptive_avg_pool1d(torch.eye(side, dtype=a.dtype, device=a.device)[None], n)[0].T
+            for side, n in zip(size, wanted, strict=True)
+        ]
+        return _Pooling(torch.kron(*axes), None, tuple(len(axis) for axis in axes))
     if isinstance(module, nn.AvgPool2d):
         channels, size = a.shape[1], _pair(module.kernel_size)
         weight = a.new_full((channels, 1, *size), 1 / math.prod(size))

@@ -126,7 +126,8 @@ def scan(
         Sides of the windows that are covered and pasted, in pixels; `evidence.window_sides` if
         left out. A trigger that is larger than the largest may be missed.
     min_carried : float, default 0.25
-        Least `ClassVerdict.carried` with which the evidence of single images names a class. The
+        Least `ClassVerdict.carried` with which the evidence of single images, by itself, names a
+        class; a class that its activations name as well is not asked. The
         detector compares images of one class, whatever the network is, and some class has images
         that stand out; a trigger turns other images as well. On GTSRB the pieces of poisoned
         images carry the label to 9 or 10 of 10 images; those of clean trousers of Fashion-MNIST,
@@ -595,6 +596,7 @@ def first_check(
             f"{type(model).__name__} has no dense layer behind another one: name the layer to "
             "cluster by an attribute, model.penultimate = ..."
         )
+    network.check_names([layer])
     for label in labels:
         with torch.inference_mode(), network.full_precision():
             batches = [

@@ -57,14 +57,15 @@ def copied(model: nn.Module) -> nn.Module:
     Raises
     ------
     UnsupportedLayerError
-        If it holds a tensor with a history, as pruned layers do.
+        If it holds a tensor with a history, as pruned layers do, or what Python cannot copy.
     """
     try:
         return copy.deepcopy(model).eval().requires_grad_(False)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise UnsupportedLayerError(
             f"{type(model).__name__} cannot be copied ({error}): make pruning final "
-            "(torch.nn.utils.prune.remove), and keep no results of forward in attributes"
+            "(torch.nn.utils.prune.remove), and keep no results of forward, open files, writers or "
+            "locks in attributes"
         ) from None
 
 
@@ -94,11 +95,15 @@ def trace(model: nn.Module) -> tuple[Layer, ...]:
     kind = type(model).__name__
     try:
         nodes = list(_Tracer().trace(model).nodes)
-    # Whatever a forward does with something that is no tensor.
-    except (fx.proxy.TraceError, RuntimeError, TypeError, AttributeError) as error:
+    except Exception as error:  # whatever a forward does with something that is no tensor
+        advice = (
+            "write its forward without branches on tensors and without Python numbers made of "
+            "their shapes"
+        )
+        if "not installed as a submodule" in str(error):
+            advice = "make each layer in __init__ and keep it as an attribute (or in a ModuleList)"
         raise UnsupportedLayerError(
-            f"{kind} cannot be read layer by layer ({error}): write its forward without branches "
-            "on tensors and without Python numbers made of their shapes"
+            f"{kind} cannot be read layer by layer ({error}): {advice}"
         ) from error
     layers, names = {}, {}
     for node in nodes:
@@ -162,6 +167,10 @@ class _Tracer(fx.Tracer):
 
     def proxy(self, node):
         return _Proxy(node, self)
+
+    def create_args_for_root(self, root_fn, is_module, concrete_args=None):
+        # As the network will be called, with images alone: other arguments keep their defaults.
+        return root_fn, [self.root, self.create_proxy("placeholder", "x", (), {})]
 
 
 def _is_torchvision_normalize(module) -> bool:
@@ -271,8 +280,9 @@ def _flat(x, start_dim=0, end_dim=-1):
     return nn.Flatten(start_dim, end_dim), x
 
 
-def _rows(x, n, rest):
+def _rows(x, *shape):
     """Reshape to one row an image: ``x.view(x.size(0), -1)`` or ``x.view(-1, 400)``."""
+    n, rest = shape if len(shape) == 2 else shape[0]
     # That 400, or x.size(1), is all an image has is seen when the network is tried on images.
     if of := _lengths(n):
         one_each = of[1] == (0,) and (isinstance(rest, int) or _lengths(rest))
@@ -296,6 +306,10 @@ def _dropout(x, p=0.5, training=True, inplace=False):
 
 def _nothing(x):
     return nn.Identity(), x
+
+
+def _probabilities(x, *_, **__):
+    return nn.Softmax(1), x  # refused, and it is said why
 
 
 def _max_pool(
@@ -346,6 +360,10 @@ _FUNCTIONS = {
     **dict.fromkeys((torch.mean, "mean"), _mean),
     **dict.fromkeys((F.dropout, F.dropout2d), _dropout),
     "contiguous": _nothing,
+    **dict.fromkeys(
+        (F.softmax, F.log_softmax, torch.softmax, torch.log_softmax, "softmax", "log_softmax"),
+        _probabilities,
+    ),
     F.max_pool2d: _max_pool,
     F.avg_pool2d: _avg_pool,
     F.adaptive_avg_pool2d: _global_pool,

@@ -27,6 +27,7 @@ References
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -154,10 +155,11 @@ class HeatmapSpaces:
         """Return the number of maps."""
         return len(self.p)
 
-    def lattice(self, sides) -> tuple[Tensor, Tensor]:
+    def lattice(self, sides) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Spread a lattice of `sides` pixels over the grid; tell how to interpolate from it.
 
-        Returns the pixels in the order of the solver, and weights (lattice, all pixels).
+        Returns the pixels in the order of the solver, and for each axis weights (lattice, side):
+        their product over all pixels would be larger than what the lattice saves.
         """
         ticks = [
             np.unique(np.linspace(0, side - 1, n).round().astype(int))
@@ -167,10 +169,19 @@ class HeatmapSpaces:
             np.stack([np.interp(np.arange(side), tick, row) for row in np.eye(len(tick))])
             for side, tick in zip(self.shape, ticks, strict=True)
         ]
-        full = self.p.new_zeros(len(ticks[0]) * len(ticks[1]), self.p.shape[1])
-        full[:, self.where] = torch.as_tensor(np.kron(*weights)).to(full)
         pixels = np.add.outer(ticks[0] * self.shape[1], ticks[1]).ravel()
-        return self.where[torch.as_tensor(pixels, device=self.where.device)], full
+        return (
+            self.where[torch.as_tensor(pixels, device=self.where.device)],
+            tuple(torch.as_tensor(w).to(self.p) for w in weights),
+        )
+
+    def interpolate(self, values: Tensor, axes: tuple[Tensor, Tensor]) -> Tensor:
+        """Fill the grid between the values (..., pixels) of a `lattice`, in the solver's order."""
+        rows, columns = axes
+        values = values.unflatten(-1, (len(rows), len(columns)))
+        full = values.new_zeros(*values.shape[:-2], self.p.shape[1])
+        full[..., self.where] = (rows.mT @ values @ columns).flatten(-2)
+        return full
 
 
 @dataclass(frozen=True)
@@ -185,8 +196,7 @@ class Options:
     def __post_init__(self):
         if self.solver not in SOLVERS:
             raise ValueError(f"solver={self.solver!r} is unknown; choose one of {SOLVERS}")
-        if not self.epsilon > 0:
-            raise ValueError(f"epsilon must be positive, got {self.epsilon!r}; 0.01 is usual")
+        gw.check_epsilon(self.epsilon)
         if self.max_iter < 1:
             raise ValueError(f"max_iter must be at least 1, got {self.max_iter!r}")
 
@@ -420,6 +430,7 @@ class Couplings:
 
     def __init__(self, n_bytes: int = 2**31):
         self.n_bytes, self.filled, self.T, self.lattice, self.g = n_bytes, False, None, None, None
+        self.fill = None
 
     def reserve(self, spaces: HeatmapSpaces, n_pairs: int, m: int) -> None:
         """Take the memory, once."""
@@ -436,7 +447,8 @@ class Couplings:
             self.T = spaces.p.new_empty(n_pairs, m, width)
         else:
             sides = [min(side, max(COARSEST, int(room**0.5))) for side in spaces.shape]
-            self.lattice, self.interpolate = spaces.lattice(sides)
+            self.lattice, axes = spaces.lattice(sides)
+            self.fill = partial(spaces.interpolate, axes=axes)
             width = len(self.lattice)
         self.A, self.g = (spaces.p.new_empty(n_pairs, m, w) for w in (width, 1))
 
@@ -451,7 +463,7 @@ class Couplings:
         """Return where some of the pairs start, None the first time."""
         if not self.filled:
             return None
-        A = self.A[part] if self.lattice is None else self.A[part] @ self.interpolate
+        A = self.A[part] if self.fill is None else self.fill(self.A[part])
         return None if self.T is None else self.T[part], A, self.g[part]
 
 

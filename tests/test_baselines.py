@@ -16,6 +16,7 @@ from nbsupport.baselines import (
     SpectralSignature,
     grey,
 )
+from nbsupport.embedding_clustering import VectorClustering
 
 
 @pytest.mark.parametrize("reduce", ["PCA", "FastICA"])
@@ -28,11 +29,12 @@ def test_fewer_images_than_components(reduce, n):
     assert np.isfinite(fitted.decision_function(X)).all()
 
 
-def test_many_features_need_no_square_of_them():
+@pytest.mark.parametrize("detector", [ActivationClustering, VectorClustering])
+def test_many_features_need_no_square_of_them(detector):
     X = np.random.default_rng(0).normal(size=(40, 6000))
     X[:9, :300] += 3
     tracemalloc.start()
-    found = ActivationClustering().fit(X)
+    found = detector(n_components=10).fit(X)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 1e8, "their covariances are 288 MB"
@@ -149,6 +151,16 @@ def test_distance_needs_the_other_classes():
         ActivationClustering(cluster_analysis="distance", other_classes=np.zeros((3, 9))).fit(
             FEATURES
         )
+    others = np.zeros((3, 24))
+    others[1] = np.nan  # the median of a class without images
+    with pytest.raises(ValueError, match=r"NaN or infinity in rows \[1\].*leave out classes without"):
+        ActivationClustering(cluster_analysis="distance", other_classes=others).fit(FEATURES)
+
+
+@pytest.mark.parametrize("detector", [ActivationClustering, VectorClustering])
+def test_some_component_must_be_kept(detector):
+    with pytest.raises(ValueError, match="n_components is 0; needs 1 or more"):
+        detector(n_components=0).fit(FEATURES)
 
 
 def test_tie_goes_to_the_tighter_cluster():

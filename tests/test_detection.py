@@ -147,6 +147,11 @@ def test_arrays_among_the_parameters_are_recorded_by_shape():
     assert json.loads(json.dumps(details))["device"] == "cpu"
 
 
+def test_numbers_of_numpy_among_the_parameters_can_be_recorded():
+    details = detect("activation", INPUTS, random_state=np.int64(3)).details
+    assert json.loads(json.dumps(details))["random_state"] == 3
+
+
 def test_judge_joins_the_truth_by_id():
     result = detect("heatmap", INPUTS)
     row = judge(result, INPUTS.ids, TRUTH)

@@ -76,6 +76,8 @@ def test_wrong_choices_are_named():
         VectorClustering("dbscan").fit(FEATURES)
     with pytest.raises(ValueError, match="n_samples=120 is less than n_clusters=121"):
         VectorClustering(n_clusters=N + 1).fit(FEATURES)
+    with pytest.raises(ValueError, match="max_clusters is 1; needs 2 or more"):
+        SpRAy(max_clusters=1).fit(HEATMAPS)
 
 
 def test_distance_mixture_of_equal_maps_has_no_gap():

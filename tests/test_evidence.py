@@ -106,6 +106,18 @@ def test_carriers_are_of_other_classes_and_read_right(split):
     assert not torch.equal(carriers, other)
 
 
+def test_two_classes_have_as_many_carriers_as_many(split):
+    labels = torch.where(split.labels == 5, 5, 2)
+    images = torch.stack([sign(int(label), noise=k) for k, label in enumerate(labels)])
+    two = Split(images, labels, split.ids, split.tracks)
+    assert len(evidence.pick_carriers(Rigged(), two, 5, CPU, count=24, pool=4)) == 24
+    # A class of which the first ones drawn are misread has others.
+    drawn = np.random.default_rng(0).permutation(np.flatnonzero(labels == 2))
+    two.images[drawn[:30]] = sign(3)
+    few = evidence.pick_carriers(Rigged(), two, 5, CPU, count=8, pool=4)
+    assert few[:, 0, 0, 0].tolist() == [2] * 8
+
+
 def test_without_carriers_the_message_says_why(split):
     blind = Rigged()
     blind.forward = lambda x: torch.nn.functional.one_hot(torch.full((len(x),), 42), 43).float()
@@ -197,6 +209,21 @@ def test_images_and_heatmaps_must_belong_together(split):
         evidence.gather(Rigged(), split.images[:3], heat([(1, 1, 3)]), 5, split.images, CPU)
     with pytest.raises(ValueError, match="n > 0"):
         evidence.gather(Rigged(), split.images[:0], torch.zeros(0, 32, 32), 5, split.images, CPU)
+
+
+def test_a_piece_is_cut_out_of_its_own_image_only(split):
+    for maps in (heat([(1, 1, 3)]), torch.zeros(3, 16, 16)):
+        with pytest.raises(ValueError, match="do not belong together"):
+            evidence.cover_and_paste(split.images[:3], maps, split.images)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_relevance_that_is_no_number_is_no_evidence(bad):
+    maps = heat([(1, 1, 3)] * 4)
+    maps[2, 5, 5] = bad
+    for ask in (evidence.concentration, lambda maps: evidence.relevant_windows(maps, 3)):
+        with pytest.raises(ValueError, match=r"NaN or infinite relevance in maps \[2\]"):
+            ask(maps)
 
 
 def test_windows_grow_with_the_image():

@@ -239,6 +239,7 @@ def test_target_weights():
     assert target_weights(logits, small).tolist() == [[0, 0, 1], [1, 0, 0]]
     weights = torch.tensor([[0.5, 0, -1], [0, 2, 0]])
     assert target_weights(logits, weights) is weights
+    assert torch.equal(target_weights(logits, weights.double()), weights)
     assert target_weights(logits, ("predicted", 0)).tolist() == [[-1, 1, 0], [-1, 0, 1]]
 
 
@@ -254,8 +255,14 @@ def test_target_weights():
         (torch.tensor(2.0), "is no class"),
         (torch.tensor([2.0, 0.0]), "is no class"),
         (torch.ones(2, 4), r"weights have shape \(2, 4\), but logits \(2, 3\)"),
+        ((0, 1, 2), r"\(0, 1, 2\) has 3 parts; a pair"),
     ],
 )
 def test_wrong_targets(target, message):
     with pytest.raises(ValueError, match=message):
         target_weights(torch.zeros(2, 3), target)
+
+
+def test_logits_are_rows():
+    with pytest.raises(ValueError, match=r"shape \(2, 3, 1, 1\); needs .*flatten its output"):
+        target_weights(torch.zeros(2, 3, 1, 1), 0)

@@ -62,7 +62,7 @@ def test_released_start_is_one_map_against_all():
 
 @pytest.mark.parametrize("metric", ["gw", "mean-distance", "euclidean", "sliced-wasserstein"])
 def test_released_start_serves_every_metric(metric):
-    with pytest.raises(ValueError, match="max_iter is 0; needs 1 round or more"):
+    with pytest.raises(ValueError, match="max_iter is 0; needs 1 or more"):
         HeatmapClustering(metric, max_iter=0).fit(HEATMAPS)
     start = HeatmapClustering(metric, epsilon=0.01, start="released", max_iter=1, n_init=1)
     with pytest.warns(ConvergenceWarning, match=r"changed in round 1: raise max_iter=1"):
@@ -74,6 +74,29 @@ def test_released_start_serves_every_metric(metric):
         np.testing.assert_array_equal(run.poisoned_, best.poisoned_)
     with pytest.raises(ValueError, match="two clusters"):
         clone(start).set_params(n_clusters=3).fit(HEATMAPS)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"n_init": 0}, "n_init is 0; needs 1 or more"),
+        ({"n_support": 0}, "n_support is 0; needs 1 or more"),
+        ({"barycentre_iter": 0}, "barycentre_iter is 0; needs 1 or more"),
+        ({"epsilon": 0.0}, "epsilon must be positive, got 0.0"),
+        ({"epsilon": -0.1, "solver": "POT"}, "epsilon must be positive, got -0.1"),
+        ({"epsilon": 1e-5, "solver": "POT"}, "no plan with epsilon=1e-05.*raise epsilon"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::RuntimeWarning")
+def test_what_no_solver_can_work_with_is_named(options, words):
+    with pytest.raises(ValueError, match=words):
+        HeatmapClustering("gw", **{"barycentre_iter": 2, "max_iter": 2} | options).fit(HEATMAPS[:8])
+
+
+def test_a_barycentre_of_one_point_is_a_legal_space():
+    found = HeatmapClustering("gw", n_support=1, epsilon=0.1).fit(HEATMAPS)
+    assert found.cluster_centers_.shape == (2, 1, 1)
+    assert np.isfinite(found.inertia_)
 
 
 def test_batched_solver_finds_the_groups_of_pot_below_the_threshold():

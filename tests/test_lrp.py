@@ -1,6 +1,7 @@
 import copy
 
 import networks
+import numpy as np
 import pytest
 import torch
 from networks import N, relative
@@ -57,6 +58,17 @@ def test_pairs_take_arrays(exact, images):
     classes = torch.tensor([5, 7, 5])
     explain = lambda target: lrp.explain(exact, images, target=target, batch_size=2)  # noqa: E731
     assert torch.equal(explain((classes.numpy(), 1)).start, explain((classes, 1)).start)
+
+
+def test_weights_may_come_from_numpy(model, images):
+    classes = torch.arange(N) % 43
+    explain = lambda target: lrp.explain(model, images, target=target)  # noqa: E731
+    assert torch.equal(explain(np.eye(43)[classes]).heatmaps, explain(classes).heatmaps)
+
+
+def test_a_layer_may_be_asked_for_twice(model, images):
+    found = lrp.explain(model, images, target=5, layers=("flatten", "flatten"))
+    assert list(found.activations) == ["flatten"]
 
 
 def test_a_value_of_zero_has_no_gap(model, images):

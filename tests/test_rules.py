@@ -159,6 +159,16 @@ def test_average_pooling_is_the_dense_layer_of_its_matrix(name, pooling, rng):
     assert (drawn == 0).all()
 
 
+@pytest.mark.parametrize("wanted", [3, (4, None), (None, 2), [5, 6]])
+def test_adaptive_windows_are_found_row_by_row_and_column_by_column(wanted, monkeypatch):
+    pool, a = nn.AdaptiveAvgPool2d(wanted), torch.rand(2, 3, 9, 7, dtype=torch.float64)
+    made, eye = [], torch.eye
+    monkeypatch.setattr(torch, "eye", lambda n, **kind: made.append(n) or eye(n, **kind))
+    layer = affine(pool, a)
+    assert torch.allclose(layer.forward(a, layer.weight), pool(a))
+    assert made == [9, 7], "a square of all pixels does not fit into memory for large images"
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_addition_is_the_dense_layer_of_its_matrix(name, rng):
     rule, _ = CASES[name]

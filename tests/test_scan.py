@@ -329,6 +329,9 @@ def test_a_network_without_a_dense_layer_is_told_what_to_do(poisoned):
     model = nn.Sequential(nn.Conv2d(3, 6, 32), nn.Flatten())
     with pytest.raises(ValueError, match=r"no dense layer .*model\.penultimate = \.\.\."):
         scan.first_check(model, poisoned, CPU)
+    model.penultimate = "features"
+    with pytest.raises(ValueError, match="no layer 'features'; choose from 0, 1"):
+        scan.first_check(model, poisoned, CPU)
     model.penultimate = "0"
     assert set(scan.first_check(model, poisoned, CPU)) == set(range(6))
 
@@ -379,6 +382,11 @@ def test_labels_that_cannot_be_read_are_named(classes):
         scan.chosen_labels(classes)
     assert scan.chosen_labels("5, 2 5") == [2, 5]
     assert scan.chosen_labels("all") is None
+
+
+def test_outputs_that_are_no_rows_are_named(poisoned):
+    with pytest.raises(ValueError, match=r"\(372, 6, 1, 1\).*flatten its output"):
+        scan.scan(nn.Sequential(nn.Conv2d(3, 6, 32)), poisoned, CPU)
 
 
 def test_a_network_that_does_not_know_the_images_is_named(poisoned, recwarn):

@@ -1,4 +1,6 @@
+import copy
 import operator
+import threading
 
 import pytest
 import torch
@@ -91,8 +93,31 @@ class Scaled(nn.Module):
 
 
 class Second(nn.Module):
+    def forward(self, x, other):
+        return operator.add(x, other)
+
+
+class Third(nn.Module):
     def forward(self, x, other=None):
         return operator.add(x, other)
+
+
+class Optional(nn.Module):
+    """As many are written: arguments that a classifier is called without."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.body = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten())
+        self.head = nn.Linear(3600, 5)
+
+    def forward(self, x, mask=None, *, return_features=False):
+        if mask is not None:
+            x = x * mask
+        features = self.body(x)
+        if return_features:
+            return self.head(features), features
+        return self.head(features)
 
 
 def hooked(module):
@@ -160,7 +185,25 @@ REFUSED = {
     "length": (Block(lambda b, x: b.conv(x).view(len(x), -1)), "cannot be read layer by layer"),
     "unpacked shape": (Block(lambda b, x: b.conv(x).view(*[*x.shape][:1], -1)), "cannot be read"),
     "tensor of its own": (Scaled(), r"'scale' in 'Scaled' is a tensor beside the images"),
-    "second argument": (Second(), r"'other' in 'Second' is a tensor beside the images"),
+    "second argument": (Second(), r"missing 1 required positional argument: 'other'"),
+    "sum with a default": (Third(), r"'add' must be called with outputs of other layers only"),
+    "layer made on the spot": (
+        Block(lambda b, x: nn.ReLU()(b.conv(x))),
+        "make each layer in __init__ and keep it as an attribute",
+    ),
+    "own complaint": (Block(lambda b, x: {}[x]), "cannot be read layer by layer"),
+    "functional probabilities": (
+        Block(lambda b, x: F.log_softmax(b.conv(x), dim=1)),
+        r"'0.log_softmax' makes probabilities: leave it out",
+    ),
+    "method of probabilities": (
+        Block(lambda b, x: b.conv(x).softmax(1)),
+        r"'0.softmax' makes probabilities: leave it out",
+    ),
+    "three axes at once": (
+        Block(lambda b, x: b.conv(x).view((x.size(0), 3, -1))),
+        r"'view' in '0'",
+    ),
     "hook": (hooked(nn.ReLU()), r"'0' has a hook or a forward of its own"),
     "hook before": (hooked_before(nn.ReLU()), r"'0' has a hook"),
     "replaced forward": (replaced(nn.ReLU()), r"'0' has a hook or a forward of its own"),
@@ -217,7 +260,8 @@ REFUSED = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_cannot_be_exact_is_refused_by_name(case):
     module, message = REFUSED[case]
-    model = module if isinstance(module, Scaled | Second) else nn.Sequential(module, nn.Identity())
+    own = isinstance(module, Scaled | Second | Third)
+    model = module if own else nn.Sequential(module, nn.Identity())
     with pytest.raises(UnsupportedLayerError, match=message):
         trace(model)
 
@@ -370,7 +414,42 @@ def test_a_model_that_cannot_be_copied_says_why():
     with pytest.raises(UnsupportedLayerError, match=r"cannot be copied .*prune\.remove"):
         Network(nn.Sequential(nn.Flatten(), layer))
     prune.remove(layer, "weight")
-    Network(nn.Sequential(nn.Flatten(), layer))
+    model = nn.Sequential(nn.Flatten(), layer)
+    Network(model)
+    model.log = threading.Lock()  # as a writer of logs holds one
+    with pytest.raises(UnsupportedLayerError, match=r"cannot be copied .*writers or locks"):
+        Network(model)
+
+
+def test_arguments_besides_the_images_keep_their_defaults(images):
+    model = Optional().eval()
+    plain = nn.Sequential(model.body, model.head)
+    maps = [lrp.explain(m, images, target=1, composite="gamma").heatmaps for m in (model, plain)]
+    assert torch.equal(*maps)
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        lambda x: x.view((x.size(0), -1)),
+        lambda x: x.reshape([-1, 3072]),
+        lambda x: torch.reshape(x, (x.shape[0], -1)),
+    ],
+)
+def test_one_row_an_image_may_be_asked_for_by_a_tuple(rows):
+    layers = trace(nn.Sequential(Block(lambda b, x: rows(b.conv(x))), nn.Linear(3072, 2)))
+    assert [type(layer.module) for layer in layers] == [nn.Conv2d, nn.Flatten, nn.Linear]
+
+
+def test_a_network_may_keep_its_weights_as_buffers(images):
+    head = nn.Sequential(nn.Flatten(), nn.Linear(3072, 3))
+    frozen = copy.deepcopy(head)
+    for name in ("weight", "bias"):
+        values = getattr(frozen[1], name).detach()
+        delattr(frozen[1], name)
+        frozen[1].register_buffer(name, values)
+    maps = [lrp.explain(m, images, target=1, composite="gamma").heatmaps for m in (head, frozen)]
+    assert torch.equal(*maps)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "googlenet", "vgg11_bn", "squeezenet1_1"])

@@ -159,6 +159,22 @@ def test_little_memory_changes_the_way_and_not_the_mean(spaces):
     assert warm.n_iter.sum() < again.n_iter.sum()
 
 
+@pytest.mark.parametrize("folding_limit", [2048, 0])
+def test_a_lattice_is_interpolated_along_both_axes_without_their_product(folding_limit):
+    weights = np.full((2, 11 * 17), 1 / (11 * 17))
+    spaces = HeatmapSpaces(weights, (11, 17), dtype=torch.float64, folding_limit=folding_limit)
+    pixels, axes = spaces.lattice([4, 5])
+    assert [tuple(axis.shape) for axis in axes] == [(4, 11), (5, 17)]
+    values = torch.rand(3, 2, 20, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    found = spaces.interpolate(values, axes)
+    assert torch.equal(found[..., pixels], values)
+    dense = torch.from_numpy(np.kron(*(axis.numpy() for axis in axes)))
+    torch.testing.assert_close(found[..., spaces.where], values @ dense)
+    outside = torch.ones(found.shape[-1], dtype=bool)
+    outside[spaces.where] = False
+    assert not found[..., outside].any()
+
+
 @pytest.mark.parametrize(
     ("centre", "options", "words"),
     [
@@ -201,6 +217,8 @@ def test_groups_of_one_and_of_none(spaces, centres):
     for wrong in (labels + 2, labels + 0.9):
         with pytest.raises(ValueError, match="labels must be 8 integers from -1 to 1"):
             barycentres.average(spaces, 0.02, labels=wrong, start=centres)
+    with pytest.raises(ValueError, match="labels must be integers, -1 for none, got float64"):
+        barycentres.average(spaces, 0.02, labels=labels * 1.0, rng=np.random.default_rng(0))
     with pytest.raises(ValueError, match="pass start=, or rng="):
         barycentres.average(spaces, 0.02)
 

@@ -31,7 +31,11 @@ endef
 override SCENARIOS := $(subst $(newline), ,$(SCENARIOS))
 
 # A quoted ~ reaches no shell that would expand it.
-override RUNS := $(if $(filter ~/%,$(firstword $(RUNS))),$(subst ~/,$(HOME)/,$(RUNS)),$(RUNS))
+at_home = $(if $(filter ~/%,$(firstword $(1))),$(subst ~/,$(HOME)/,$(1)),$(1))
+override RUNS := $(call at_home,$(RUNS))
+override VENV := $(call at_home,$(VENV))
+# It is the name of a target, of which spaces would make several.
+$(if $(word 2,$(VENV)),$(error VENV is '$(VENV)'; name a folder without spaces))
 
 BIN   := $(if $(filter /%,$(VENV)),$(VENV),$(CURDIR)/$(VENV))/bin
 READY := $(VENV)/.nbsupport-ready

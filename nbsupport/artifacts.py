@@ -319,7 +319,8 @@ class Run:
                     f"{file} is missing, truncated or not what {path.name} describes; {remedy}"
                 )
         for key, digest in body["made_from"].items():
-            file = self.folder / key
+            # By its name: behind a folder that is a link, ".." is another one to the system.
+            file = Path(os.path.normpath(self.folder / key))
             if not file.exists():
                 raise ArtifactError(
                     f"{path} was made from {file.resolve()}, which is missing; {remedy}"

@@ -62,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     named.add_argument("--scenarios", nargs="*", help="ids, 'paper', 'extended'; default: all here")
     machine = argparse.ArgumentParser(add_help=False)
     machine.add_argument("--jobs", type=_count(1), default=2, help="jobs (cores) at a time")
-    machine.add_argument("--gpus", type=_count(0), default=1, help="jobs on the GPU at a time")
+    machine.add_argument("--gpus", type=_count(1), default=1, help="jobs on the GPU at a time")
     batch = argparse.ArgumentParser(add_help=False)
     batch.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     batch.add_argument("--minutes", type=_count(1), help="time limit of each step")
@@ -109,8 +109,11 @@ def _list(text: str) -> tuple[str, ...]:
 
 
 def _folder(text: str) -> Path:
-    folder = anchored(text)
-    there = next(each for each in (folder, *folder.parents) if each.exists())
+    folder = _place(text)
+    try:
+        there = next(each for each in (folder, *folder.parents) if each.exists())
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"{folder} cannot be looked at: {error}") from None
     if not there.is_dir():
         raise argparse.ArgumentTypeError(f"{there} is a file; name a folder, new or there already")
     return folder
@@ -118,7 +121,14 @@ def _folder(text: str) -> Path:
 
 def _images(text: str) -> str:
     # As one absolute path the workflow reads it as it is; "auto" asks the environment.
-    return text if text == "auto" else str(anchored(text))
+    return text if text == "auto" else str(_place(text))
+
+
+def _place(text: str) -> Path:
+    try:
+        return anchored(text)
+    except (OSError, RuntimeError) as error:  # a loop of links, or ~ of a user who is not there
+        raise argparse.ArgumentTypeError(f"{text} is no folder: {error}") from None
 
 
 def _count(least: int):
@@ -198,7 +208,10 @@ def _published(run: Run, folder: str) -> Run:
     from nbsupport.evaluation import check_data
 
     published = Run(NETWORKS, run.profile, run.scenario)
-    train = f"train it: make run PROFILE={run.profile} SCENARIOS={run.scenario}"
+    train = (
+        f"train it: make run PROFILE={run.profile} SCENARIOS={run.scenario} "
+        f"RUNS={shlex.quote(str(run.runs))}"
+    )
     if not published.path("training").exists():
         there = [path.parent.name for path in NETWORKS.glob(f"*/{run.scenario}")]
         raise ValueError(
@@ -214,7 +227,7 @@ def _published(run: Run, folder: str) -> Run:
     return published
 
 
-def _hint(runs: list[Run], data: str) -> str | None:
+def _hint(runs: list[Run], data: str, resume: str) -> str | None:
     """Say that a published network would spare a training, where one would."""
     for run in runs:
         clean = run.of(run.scenario.surrogate)
@@ -225,7 +238,7 @@ def _hint(runs: list[Run], data: str) -> str | None:
             return (
                 f"{run.scenario} needs {clean.scenario}, which is trained first. The published "
                 f"one spares that: stop here, call\n  make surrogate {place}\n"
-                "and go on with make resume"
+                f"and go on with {resume}"
             )
     return None
 
@@ -247,7 +260,7 @@ def _sweep(options: argparse.Namespace) -> int:
     )
     print(f"{len(scenarios)} run{'s' * (len(scenarios) > 1)}: {' '.join(map(str, scenarios))}")
     status = _execute(options, scenarios)
-    if status == 0 and not options.dry_run:
+    if status == 0 and not options.dry_run and not options.stage:
         print(f"results: {options.runs / str(_profile(options)) / 'results.csv'}")
     return status
 
@@ -267,7 +280,7 @@ def _execute(options: argparse.Namespace, scenarios: tuple[Scenario, ...]) -> in
     runs = _runs(options, scenarios)
     said = workflow.progress(runs, jobs=options.jobs, gpus=options.gpus, prove=True)
 
-    def call(*words: str, watch=None, hold=None) -> int:
+    def call(*words: str, watch=None, hold=()) -> int:
         config = {"runs": options.runs}
         config |= {name: getattr(options, name) for name in ("data", "device", "minutes")}
         config["filters"] = ",".join(options.filters or ()) or None
@@ -283,9 +296,10 @@ def _execute(options: argparse.Namespace, scenarios: tuple[Scenario, ...]) -> in
 
     if options.unlock:
         with workflow.alive(alone=True) as sign:
-            if status := call("--unlock", hold=sign):
+            if status := call("--unlock", hold=[sign]):
                 return status
-    if hint := _hint(runs, options.data):
+    way = "sweep" if options.act is _sweep else options.stage
+    if hint := _hint(runs, options.data, f"make resume-{way}" if way else "make resume"):
         print(hint, file=sys.stderr)
     target = [f"every_{options.stage}"] if options.stage else []
     chosen = {"filters": options.filters} if options.filters else {}
@@ -295,11 +309,11 @@ def _execute(options: argparse.Namespace, scenarios: tuple[Scenario, ...]) -> in
         return call(*target, "--dry-run")
     # One job alone shall fill the cache of images, not all of them at once.
     _print_data(options)
-    with workflow.alive() as sign:
+    with workflow.alive() as sign, workflow.claimed(options.runs, _profile(options)) as claim:
         if options.stage:  # its own steps are not among those that are counted
-            return call(*target, hold=sign)
+            return call(*target, hold=[sign, claim])
         print(said, file=sys.stderr)
-        return call(*target, watch=watch, hold=sign)
+        return call(*target, watch=watch, hold=[sign, claim])
 
 
 def _print_status(options: argparse.Namespace) -> None:

@@ -336,7 +336,10 @@ def load_surrogate(run: Run, dataset: "Dataset", device: torch.device) -> nn.Mod
     """
     surrogate = run.of(run.scenario.surrogate)
     record = surrogate.load("training")["result"]
-    again = f"train the surrogate {surrogate.scenario} anew with\n{surrogate.command('training')}"
+    again = (
+        f"remove {surrogate.folder} and train the surrogate {surrogate.scenario} anew with\n"
+        f"{surrogate.command('training')}"
+    )
     check_data(dataset, record, again)
     accuracy = record["clean_accuracy"]
     if accuracy < SURROGATE_ACCURACY:

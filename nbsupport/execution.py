@@ -93,9 +93,9 @@ def resolve(
     profile: str,
     runs: str,
     interactive: bool,
-    scenario: str = "clean-r0",
-    device: str = "auto",
-    data: str = "auto",
+    scenario: str | None = None,
+    device: str | None = None,
+    data: str | None = None,
     **knobs: Any,
 ) -> Settings:
     """Check the parameters of a notebook and anchor its folders on the repository.
@@ -103,7 +103,8 @@ def resolve(
     Parameters
     ----------
     profile, scenario : str
-        Ids; see `Profile.parse` and `Scenario.parse`.
+        Ids; see `Profile.parse` and `Scenario.parse`. A notebook without ``scenario``, ``device``
+        or ``data`` leaves it out: "clean-r0", "auto" and "auto" stand in.
     runs : str
         Folder of all runs, relative to the repository.
     interactive : bool
@@ -129,7 +130,7 @@ def resolve(
     """
     # Asked before anything runs: a commit made meanwhile must not be recorded as what ran.
     code_version()
-    given = {
+    every = {
         "scenario": scenario,
         "profile": profile,
         "device": device,
@@ -137,8 +138,10 @@ def resolve(
         "data": data,
         "interactive": interactive,
     }
-    for name, kind in _COMMON.items():
-        check_type(name, given[name], kind)
+    given = {name: value for name, value in every.items() if value is not None}
+    for name, value in given.items():
+        check_type(name, value, _COMMON[name])
+    scenario, device, data = scenario or "clean-r0", device or "auto", data or "auto"
     check_names(_injected_names(), [*given, *knobs])
     if device not in ("auto", "cpu", "cuda"):
         raise ParameterError(f"device is {device!r}; choose 'auto', 'cpu' or 'cuda'")

@@ -24,6 +24,7 @@ import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable
 from functools import partial
+from os.path import isdir, isfile  # those of Path raise where one may not look
 from pathlib import Path
 from typing import NamedTuple
 
@@ -175,27 +176,27 @@ def locate(folder: Path, seed: int) -> Source:
     DataError
         If there is no layout, or its counts are wrong; says what was found instead.
     """
-    if folder.is_file():
+    if isfile(folder):
         return _archive(folder)
-    if not folder.is_dir():
+    if not isdir(folder):
         raise DataError(f"there is no folder {folder}. {_ADVICE}")
     bases = _below(folder)
-    training = [b for b in bases if (b / "Training").is_dir()]
+    training = [b for b in bases if isdir(b / "Training")]
     for base in training:
-        if all((base / name).is_dir() for name in FOLDERS):
+        if all(isdir(base / name) for name in FOLDERS):
             entries = _paper_entries(base)
             return _stamp(folder, entries), partial(_assemble, entries, _read)
     for base in bases:
         # Not its checksum, nor the half of a download.
         named = [base / f"gtsrb32.{ending}" for ending in _ENDINGS]
-        if archive := next(filter(Path.is_file, named), None):
+        if archive := next(filter(isfile, named), None):
             return _archive(archive)
     root = _official_root(folder)
     if root:
         entries, stamped = _official_entries(root, seed)
         return f"{seed} " + _stamp(folder, stamped), partial(_assemble, entries, _read)
     for base in training:
-        missing = [name for name in FOLDERS if not (base / name).is_dir()]
+        missing = [name for name in FOLDERS if not isdir(base / name)]
         n = sum(1 for _ in (base / "Training").glob("*/*.ppm"))
         hint = ""
         if n == 26640 or (n and list((base / "Training").glob("*/GT-*.csv"))):
@@ -204,7 +205,7 @@ def locate(folder: Path, seed: int) -> Source:
                 f"the whole set has 39209): that one cannot be compared with the paper."
             )
         raise DataError(f"{base} has Training but not {' and '.join(missing)}.{hint} {_ADVICE}")
-    found = sorted(p.name + "/" * p.is_dir() for p in folder.iterdir())
+    found = sorted(p.name + "/" * isdir(p) for p in folder.iterdir())
     shown = ", ".join(found[:8]) + (f" and {len(found) - 8} more" if len(found) > 8 else "")
     what = f"holds no layout of GTSRB, only: {shown}" if found else "is empty"
     raise DataError(f"the folder {folder} {what}. {_ADVICE}")
@@ -226,15 +227,18 @@ def _below(folder: Path) -> list[Path]:
 
 
 def _official_root(folder: Path) -> Path | None:
-    bases = _below(folder) if folder.is_dir() else []
-    return next((b for b in bases if (b / "Final_Training").is_dir()), None)
+    bases = _below(folder) if isdir(folder) else []
+    return next((b for b in bases if isdir(b / "Final_Training")), None)
 
 
 def _stamp(folder: Path, entries: Iterable[_Entry]) -> str:
     """Hash of the names, sizes and times of the files: cheap, and changes when a file does."""
     lines = []
     for path in sorted(Path(e.where) for e in entries):
-        stat = path.stat()
+        try:
+            stat = path.stat()
+        except OSError as error:  # a link to what was never fetched, for instance
+            raise DataError(f"{path} cannot be read ({error.strerror}). {_ADVICE}") from None
         lines.append(f"{os.path.relpath(path, folder)} {stat.st_size} {stat.st_mtime_ns}\n")
     return sha256(["".join(lines).encode()])
 
@@ -276,8 +280,11 @@ def _paper_entries(base: Path) -> list[_Entry]:
 
 
 def _archive(path: Path) -> Source:
-    with path.open("rb") as file:
-        key = hashlib.file_digest(file, "sha256").hexdigest()
+    try:
+        with path.open("rb") as file:
+            key = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}). {_ADVICE}") from None
     return key, partial(_read_archive, path)
 
 
@@ -327,7 +334,7 @@ def _official_entries(root: Path | None, seed: int) -> tuple[list[_Entry], list[
     training = root / "Final_Training" / "Images"
     for class_folder in sorted(p for p in training.iterdir() if p.is_dir()):
         label = _class_of(class_folder.name, class_folder)
-        for path in class_folder.glob("*.ppm"):
+        for path in class_folder.glob("[!.]*.ppm"):  # macOS lays ._<name> beside what it unpacks
             match = re.fullmatch(r"(\d+)_(\d+)", path.stem)
             if match is None:
                 raise DataError(f"{path}: training images are named TTTTT_FFFFF.ppm (track, frame)")

@@ -301,7 +301,7 @@ def build(
     if name not in architectures:
         raise ValueError(f"unknown model {name!r}; choose one of {sorted(architectures)}")
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reach the GPU as well
         return architectures[name](n_classes=n_classes, dropout=dropout)
 
 

@@ -76,8 +76,8 @@ def retrain(
 
     Only training images go: the defender judges no others, and the validation images only choose
     the epoch. After an interruption it goes on from the last finished epoch. Two filters that take
-    away the same images give the same network, which is trained once; one that takes none away
-    gives the first network.
+    away the same images give the same network, which is trained once (twice, if both are trained at
+    the same time); one that takes none away gives the first network.
 
     Parameters
     ----------

@@ -125,7 +125,7 @@ def command(
         if re.search(r"[{}'\"\n]|\s#|:\s|:$|^\s|\s$", str(value)):
             raise ValueError(
                 f"{name} is {str(value)!r}; the workflow takes names without quotes, braces, ' #', "
-                "': ' and spaces at an end: rename the folder, or lead a link to it"
+                "': ' and spaces at an end: rename the folder"
             )
     return [
         sys.executable, "-m", "snakemake", "--cores", str(jobs), "--keep-going",
@@ -163,18 +163,44 @@ def alive(*, alone: bool = False) -> Iterator[int | None]:
     ValueError
         If another one is at work and ``alone`` is asked for.
     """
+    with _held(SIGN, alone, f"{ROOT}, whose locks would be taken away") as held:
+        yield held
+
+
+@contextmanager
+def claimed(runs: Path, profile: Profile) -> Iterator[int | None]:
+    """Hold a folder of runs and a profile: two workflows there would undo each other's work.
+
+    Snakemake has locks for that, which go when any other workflow of this checkout ends.
+
+    Yields
+    ------
+    int or None
+        As `alive` does.
+
+    Raises
+    ------
+    ValueError
+        If another one holds them.
+    """
+    folder = Path(runs) / str(profile)
+    with _held(folder / ".alive", True, str(folder)) as held:
+        yield held
+
+
+@contextmanager
+def _held(path: Path, alone: bool, place: str) -> Iterator[int | None]:
     with ExitStack() as stack:
         try:
-            SIGN.parent.mkdir(parents=True, exist_ok=True)
-            file = stack.enter_context(open(SIGN, "a+"))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context(open(path, "a+"))
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB if alone else fcntl.LOCK_SH)
             held = file.fileno()
         except BlockingIOError:
             raise ValueError(
-                f"another run is at work in {ROOT}, whose locks would be taken away: wait until it "
-                "ends, or stop it (Ctrl-C). Runs of one folder and profile share results.csv: "
-                "name all scenarios in one command, or give what shall run beside it another "
-                "folder (make run RUNS=...)"
+                f"another run is at work in {place}: wait until it ends, or stop it (Ctrl-C). Runs "
+                "of one folder and profile share results.csv: name all scenarios in one command, "
+                "or give what shall run beside it another folder (make run RUNS=...)"
             ) from None
         except OSError:
             held = None
@@ -186,7 +212,7 @@ def execute(
     watch: Callable[[], str | None] | None = None,
     every: float = 5.0,
     *,
-    hold: int | None = None,
+    hold: Sequence[int | None] = (),
 ) -> int:
     """Run a command in the repository and say now and then how far it is.
 
@@ -198,15 +224,16 @@ def execute(
         Asked every few seconds; returns a line, or None. What was printed last is not repeated.
     every : float
         Seconds between two questions.
-    hold : int, optional
-        Descriptor from `alive`, which the command shall hold as long as it lives.
+    hold : sequence of int or None
+        Descriptors from `alive` and `claimed`, which the command shall hold as long as it lives.
 
     Returns
     -------
     int
         Exit status of the command.
     """
-    process = subprocess.Popen(words, cwd=ROOT, pass_fds=() if hold is None else (hold,))
+    kept = [descriptor for descriptor in hold if descriptor is not None]
+    process = subprocess.Popen(words, cwd=ROOT, pass_fds=kept)
     told = None
     # Whoever ends us wants it ended too; it then tidies up after itself.
     before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
@@ -369,7 +396,7 @@ def progress(runs: Sequence[Run], *, jobs: int = 2, gpus: int = 1, prove: bool =
         finished=sum(not missing[run.scenario] for run in runs),
         total=len(runs),
         steps=sum(len(wanted(s)) - len(stages) for s, stages in missing.items()),
-        seconds=None if blind else max(sum(chains.values()) / jobs, gpu / max(gpus, 1), longest),
+        seconds=None if blind else max(sum(chains.values()) / jobs, gpu / gpus, longest),
         jobs=jobs,
         elsewhere=elsewhere,
     )

@@ -2,6 +2,7 @@
 
 import json
 import os
+from pathlib import Path
 
 import pytest
 from runs import finish
@@ -110,7 +111,7 @@ def test_run_calls_the_workflow_with_all_settings(monkeypatch, tmp_path, capsys)
     called = []
 
     def execute(words, *_, hold):
-        assert os.fstat(hold), "the sign of being at work"
+        assert all(map(os.fstat, hold)), "the sign of being at work"
         called.append(words)
         return 0
 
@@ -180,13 +181,40 @@ def test_sizes_that_are_no_numbers_are_named(capsys):
     assert "'1,x' are no whole numbers; write 1,2,3" in capsys.readouterr().err
 
 
+def test_a_grid_of_a_side_road_promises_no_results(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(workflow, "execute", lambda *_, **__: 0)
+    grid = ["sweep", "--profile", "tiny", "--runs", str(tmp_path), "--attack", "standard", "--p=15"]
+    assert main(grid) == 0
+    assert f"results: {tmp_path / 'tiny' / 'results.csv'}" in capsys.readouterr().out
+    assert main([*grid, "--stage", "ablation"]) == 0
+    assert "results:" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("option", ["--runs", "--data"])
+def test_the_home_of_nobody_is_named(option, capsys):
+    folder = "~nobody-of-this-name/x"
+    with pytest.raises(SystemExit):
+        main(["run", "--scenarios", "standard-s3-p15-r0", option, folder])
+    assert f"{folder} is no folder" in capsys.readouterr().err
+
+
+def test_a_folder_that_one_may_not_look_at_is_named(monkeypatch, tmp_path, capsys):
+    def refuse(self, **_):
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "exists", refuse)
+    with pytest.raises(SystemExit):
+        main(["status", "--runs", str(tmp_path / "x")])
+    assert "cannot be looked at: [Errno 13] Permission denied" in capsys.readouterr().err
+
+
 def test_a_failed_workflow_fails_the_command(monkeypatch, tmp_path):
     monkeypatch.setattr(workflow, "execute", lambda *_, **__: 1)
     place = ["--profile", "tiny", "--runs", str(tmp_path)]
     assert main(["run", *place, "--scenarios", "standard-s3-p15-r0"]) == 1
 
 
-@pytest.mark.parametrize("option", [["--jobs", "0"], ["--gpus", "-1"], ["--jobs", "two"]])
+@pytest.mark.parametrize("option", [["--jobs", "0"], ["--gpus", "0"], ["--jobs", "two"]])
 def test_counts_that_cannot_be_are_refused(option, capsys):
     with pytest.raises(SystemExit):
         main(["status", *option])
@@ -307,7 +335,14 @@ def test_a_published_network_spares_its_training(published, tmp_path, monkeypatc
     # Whoever named the images must name them there as well.
     here = [*place, "--dry-run", "--data", str(tmp_path), "--scenarios", str(wanting)]
     assert main(["run", *here]) == 0
-    assert f"{command} DATA={tmp_path}" in capsys.readouterr().err.splitlines()
+    said = capsys.readouterr().err.splitlines()
+    assert f"{command} DATA={tmp_path}" in said
+    assert "and go on with make resume" in said
+    grid = ["--attack", "label_consistent", "--p", "33"]
+    assert main(["sweep", *place, "--dry-run", *grid]) == 0
+    assert "and go on with make resume-sweep" in capsys.readouterr().err.splitlines()
+    assert main(["run", *here[: len(place)], "--stage", "ablation", *here[len(place) :]]) == 0
+    assert "and go on with make resume-ablation" in capsys.readouterr().err.splitlines()
     assert forgotten == []
     assert main(["surrogate", *place]) == 0
     assert "clean accuracy 97.75 %" in capsys.readouterr().out

@@ -227,7 +227,8 @@ def test_surrogate_of_other_images_is_refused(run, dataset):
     record = {"clean_accuracy": 99.0, "fingerprint": "f" * 64}
     run.of(run.scenario.surrogate).save("training", {"w": torch.ones(1)}, record)
     with pytest.raises(
-        ArtifactError, match=r"other images(?s:.*)surrogate clean-r0 anew.*\n.*make run"
+        ArtifactError,
+        match=r"(?s)other images.*remove /.*/clean-r0 and train .* anew.*make run",
     ):
         load_surrogate(run, dataset, CPU)
 

@@ -70,6 +70,11 @@ def test_plain_papermill_cannot_smuggle_an_unknown_name_in(monkeypatch):
         resolve(**GIVEN, epsilon=0.1)
     cells[2] = "# Parameters\nprofile = 'tiny'\nepsilon = 0.01\n"
     assert resolve(**GIVEN, epsilon=0.01).parameters["epsilon"] == 0.01
+    # A notebook without this parameter does not take it, though others do.
+    cells[2] = "# Parameters\nprofile = 'tiny'\nscenario = 'standard-s3-p15-r0'\n"
+    with pytest.raises(ParameterError, match=r"no parameter 'scenario'"):
+        resolve(**GIVEN, epsilon=0.1)
+    assert resolve(**GIVEN, scenario="standard-s3-p15-r0").device == "auto"
     # So papermill writes `-p epsilon inf`.
     cells[2] = "# Parameters\nprofile = 'tiny'\nepsilon = float('inf')\n"
     assert resolve(**GIVEN, epsilon=float("inf")).parameters["epsilon"] == float("inf")

@@ -157,6 +157,48 @@ def test_what_macos_lays_beside_images_is_passed_over(paper, tmp_path):
     assert same(load(paper, tmp_path), before)
 
 
+def test_what_macos_lays_beside_the_official_images_is_passed_over(official, tmp_path):
+    before = load(official, tmp_path)
+    for path in list(official.rglob("*.ppm")):
+        (path.parent / f"._{path.name}").write_bytes(b"\0\5\x16\7")
+    assert same(load(official, tmp_path), before)
+
+
+def test_images_that_were_never_fetched_are_named(paper, tmp_path):
+    path = next(paper.rglob("*.png"))
+    path.unlink()
+    path.symlink_to("nowhere")
+    with pytest.raises(DataError, match=rf"{path.name} cannot be read \(No such file"):
+        load(paper, tmp_path)
+
+
+def test_folders_that_one_may_not_look_into_are_passed_over(paper, tmp_path, monkeypatch):
+    """A disk of one's own has a lost+found of the administrator's."""
+    before = load(paper, tmp_path)
+    (paper / "lost+found").mkdir()
+    stat = os.stat
+
+    def forbidden(path, *arguments, **options):
+        if "lost+found/" in os.fspath(path):
+            raise PermissionError(13, "Permission denied", os.fspath(path))
+        return stat(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "stat", forbidden)
+    assert same(load(paper, tmp_path), before)
+
+
+def test_an_archive_that_cannot_be_opened_is_named(paper, tmp_path, monkeypatch):
+    packed = tmp_path / "gtsrb32.tar.xz"
+    packed.write_bytes(b"")
+
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(DataError, match=r"xz cannot be read \(Permission denied"):
+        load(packed, tmp_path)
+
+
 def test_a_changed_file_is_noticed(paper, tmp_path):
     first = load(paper, tmp_path)
     picture(np.random.default_rng(5), 0).save(paper / "Testing" / "00000" / "9.png")

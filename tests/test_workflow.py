@@ -86,10 +86,28 @@ def test_command_holds_every_setting_and_leaves_defaults_to_the_workflow():
 @pytest.mark.parametrize("folder", ["/runs #2", "/a: b", "/it's", '/"no"', "/{x}", "/end "])
 def test_a_folder_that_the_workflow_would_misread_is_refused(folder, capsys):
     """Snakemake reads settings as YAML: "runs #2" was the folder "runs" to it."""
-    with pytest.raises(ValueError, match="rename the folder, or lead a link to it"):
+    with pytest.raises(ValueError, match="rename the folder"):
         workflow.command(["clean-r0"], "tiny", runs=folder)
     assert main(["run", "--scenarios", "clean-r0", "--runs", folder, "--dry-run"]) == 2
     assert f"runs is {folder!r}" in capsys.readouterr().err
+
+
+def test_two_workflows_in_one_folder_of_runs_would_undo_each_other_s_work(
+    monkeypatch, tmp_path, capsys
+):
+    """Snakemake's own locks go when any other workflow of the checkout ends."""
+    calls = []
+    monkeypatch.setattr(workflow, "SIGN", tmp_path / "notes" / "alive")
+    monkeypatch.setattr(workflow, "execute", lambda line, *_, **__: calls.append(line) or 0)
+    run = ["run", "--profile", "tiny", "--scenarios", "standard-s3-p15-r0", "--runs"]
+    with workflow.claimed(tmp_path / "runs", PROFILES["tiny"]):
+        assert main([*run, str(tmp_path / "runs")]) == 2
+        assert f"at work in {tmp_path / 'runs' / 'tiny'}: wait" in capsys.readouterr().err
+        assert calls == []
+        assert main([*run, str(tmp_path / "elsewhere")]) == 0
+        assert main([*run, str(tmp_path / "runs"), "--dry-run"]) == 0
+    assert main([*run, str(tmp_path / "runs")]) == 0
+    assert len(calls) == 3
 
 
 @pytest.mark.parametrize("folder", ["/a b", "/#2", "/a:b", "/ü (1), [x] & 100% = c@d~", "/a\\b"])
@@ -112,7 +130,7 @@ def test_locks_are_not_taken_from_a_run_that_is_at_work(monkeypatch, tmp_path, c
     monkeypatch.setattr(workflow, "SIGN", tmp_path / "notes" / "alive")
     stays = "import os, time; os.fork() or time.sleep(3)"  # the child outlives the command
     with workflow.alive() as sign:
-        assert workflow.execute([sys.executable, "-c", stays], hold=sign) == 0
+        assert workflow.execute([sys.executable, "-c", stays], hold=[sign]) == 0
     with pytest.raises(ValueError, match="another run is at work"), workflow.alive(alone=True):
         pass
     until = time.monotonic() + 60
@@ -165,7 +183,6 @@ def test_time_left_is_what_finished_steps_took(make, monkeypatch):
     # Trainings ran on a GPU, of which there is one.
     gpu = 2 * (SECONDS["training"] + STARTUP)
     assert progress(runs, jobs=9, gpus=1).seconds == pytest.approx(gpu)
-    assert progress(runs, jobs=9, gpus=0).seconds == pytest.approx(gpu)
     runs[1].path("training").parent.mkdir(parents=True)
     finish(runs[1])
     runs[1].path("detection").unlink()
@@ -394,6 +411,15 @@ def test_a_quoted_home_is_the_same_folder_for_every_target():
     for target in ("run", "figures", "status"):
         assert f'"{folder}' in recipe(target, "RUNS=~/some runs")
     assert '"data/~/runs' in recipe("figures", "RUNS=data/~/runs")
+    assert f'test -x "{Path.home()}/my/bin/python"' in recipe("status", "VENV=~/my")
+
+
+def test_an_environment_of_several_words_is_refused():
+    done = subprocess.run(
+        ["make", "-n", "status", "VENV=/a/my env"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert "VENV is '/a/my env'; name a folder without spaces" in done.stderr
 
 
 @pytest.mark.parametrize(

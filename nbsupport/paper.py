@@ -47,7 +47,7 @@ class Row:
         Exact counts behind the row.
     counts_from : str
         "log" (the authors' run log), "rates" (the only integers that give the printed rates; see
-        `ERRATA` for the two exceptions) or "" without counts.
+        `ERRATA` for the three exceptions) or "" without counts.
     valid : bool
         Whether the row can be held against a run of `scenario`.
     erratum : str
@@ -332,7 +332,7 @@ THESIS_STATISTICS = tuple(_statistics("thesis", "standard", 5, _STANDARD, _STATI
 _SIZES = {
     (2, "33"): (100.0, (99.72, 99.14, 100.0), (100.0, 100.0, 100.0)),
     (2, "15"): (100.0, (87.53, 97.59, 85.76), (100.0, 100.0, 100.0)),
-    (2, "10"): (100.0, (67.21, 93.99, 64.24), (99.72, 100.0, 99.69)),
+    (2, "10"): (100.0, (67.21, 93.99, 64.24), (99.72, 100.0, 99.69, (183, 0, 1645, 5), "rates")),
     (2, "05"): (100.0, (47.44, 10.34, 49.39), (100.0, 100.0, 100.0)),
     (2, "02"): (100.0, (49.41, 17.65, 50.06), (58.73, 100.0, 57.88)),
     (2, "01"): (100.0, (50.39, 41.18, 50.48), (52.37, 0.0, 52.91)),

@@ -630,7 +630,7 @@ def export(
     body = {
         ".csv": csv_text(table),
         ".md": _markdown(text) + (f"\n{absent.capitalize()}.\n" if absent else ""),
-        ".tex": text.to_latex(index=False, escape=True, longtable=len(text) > 40),
+        ".tex": _latex(text),
     }
     paths = []
     for suffix, content in body.items():
@@ -682,6 +682,21 @@ def _printed(printed: float, comparable: float) -> str:
     if math.isnan(comparable):
         return f"({printed:.2f})"
     return _number(comparable) + ("" if comparable == printed else f" ({printed:.2f})")
+
+
+WRAPPED = 40
+"""Characters from which on the texts of a column are broken into lines in LaTeX."""
+
+
+def _latex(text: pd.DataFrame) -> str:
+    longest = [max((len(str(value)) for value in text[name]), default=0) for name in text]
+    columns = "".join("p{16em}" if n >= WRAPPED else "l" for n in longest)
+    table = text.to_latex(
+        index=False, escape=True, longtable=len(text) > 40, column_format=columns
+    ).replace("σ", r"$\sigma$")  # the one letter here that pdfLaTeX does not know by itself
+    needs = "% Needs the packages booktabs and longtable"
+    wide = sum(min(n, WRAPPED) for n in longest) > 80
+    return needs + (r", and a landscape page in \scriptsize" if wide else "") + f".\n{table}"
 
 
 def _markdown(text: pd.DataFrame) -> str:

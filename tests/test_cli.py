@@ -108,10 +108,11 @@ def test_runs_that_cannot_be_are_refused_before_anything_starts(arguments, words
 
 
 def test_run_calls_the_workflow_with_all_settings(monkeypatch, tmp_path, capsys):
-    called = []
+    called, held = [], []
 
     def execute(words, *_, hold):
         assert all(map(os.fstat, hold)), "the sign of being at work"
+        held.append(len(hold))
         called.append(words)
         return 0
 
@@ -120,6 +121,7 @@ def test_run_calls_the_workflow_with_all_settings(monkeypatch, tmp_path, capsys)
     place = ["--profile", "tiny", "--runs", str(tmp_path), "--jobs", "3", "--minutes", "7"]
     asked = ["standard-s3-p15-r0", "clean-r0"]
     assert main(["run", *place, "--unlock", "--device", "cpu", "--scenarios", *asked]) == 0
+    assert held == [1, 2]
     unlock, run = called
     assert "--unlock" in unlock
     assert "--unlock" not in run

@@ -1,5 +1,6 @@
 import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -304,6 +305,7 @@ def test_export_writes_numbers_texts_and_the_runs_it_is_made_from(make, tmp_path
     latex = paths[2].read_text()
     assert latex.count(r"\begin{") == latex.count(r"\end{")
     assert "ours (95 \\%)" in latex
+    assert latex.startswith("% Needs the packages booktabs and longtable, and a landscape page")
     assert "_" not in latex.replace(r"\_", "")
     note = json.loads(paths[3].read_text())
     stages = note["runs"].pop("fast/standard-s3-p33-r0")
@@ -322,6 +324,21 @@ def test_spreads_are_shown_where_there_are_any(make):
     assert (row["σ, paper"], row["σ, ours"], row["runs"]) == ("0.58", "0.00", "2")
     single = tables.readable(compared([make("standard-s3-p33-r0", **STANDARD)], "1"))
     assert "σ, ours" not in single
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "figures").glob("*.tex")), ids=lambda p: p.stem)
+def test_published_latex_compiles_as_it_is_and_stays_on_the_page(path):
+    needs, begin, *lines = path.read_text().splitlines()
+    assert needs.startswith("% Needs the packages booktabs")
+    strange = {letter for letter in path.read_text() if ord(letter) > 127}
+    assert strange <= {"–"}, "pdfLaTeX knows no other letter by itself"
+    columns = re.fullmatch(r"\\begin\{(?:tabular|longtable)\}\{([lp{}\d.em]+)\}", begin)[1]
+    kinds = re.findall(r"l|p\{16em\}", columns)
+    for line in lines:
+        cells = line.removesuffix(r" \\").split(" & ")
+        assert len(cells) in (1, len(kinds))
+        for kind, cell in zip(kinds, cells if len(cells) > 1 else [], strict=False):
+            assert kind != "l" or len(cell.replace("\\", "")) < 50, "a line that nothing breaks"
 
 
 def test_styled_shows_what_is_finished_and_names_the_rest(make):

@@ -193,8 +193,10 @@ def _surrogate(options: argparse.Namespace) -> None:
         print(f"{mine.folder} is there already and stays as it is")
         return
     else:
-        copy = _published(mine, options.data).copy_to(mine.runs, ("attack", "training"))
-        workflow.forget(copy, ("attack", "training"))
+        published = _published(mine, options.data)
+        with workflow.claimed(mine.runs, mine.profile):
+            copy = published.copy_to(mine.runs, ("attack", "training"))
+            workflow.forget(copy, ("attack", "training"))
     record = copy.load("training")
     print(
         f"{copy.folder}: trained in {record['seconds'] / 60:.0f} minutes on {record['device']}, "
@@ -208,10 +210,7 @@ def _published(run: Run, folder: str) -> Run:
     from nbsupport.evaluation import check_data
 
     published = Run(NETWORKS, run.profile, run.scenario)
-    train = (
-        f"train it: make run PROFILE={run.profile} SCENARIOS={run.scenario} "
-        f"RUNS={shlex.quote(str(run.runs))}"
-    )
+    train = f"train it: make run SCENARIOS={run.scenario} {_words(run, folder)}"
     if not published.path("training").exists():
         there = [path.parent.name for path in NETWORKS.glob(f"*/{run.scenario}")]
         raise ValueError(
@@ -227,17 +226,22 @@ def _published(run: Run, folder: str) -> Run:
     return published
 
 
+def _words(run: Run, data: str) -> str:
+    """Settings of make that name the place of a run, and the images if they were named."""
+    place = f"PROFILE={run.profile} RUNS={shlex.quote(str(run.runs))}"
+    return place + (f" DATA={shlex.quote(data)}" if data != "auto" else "")
+
+
 def _hint(runs: list[Run], data: str, resume: str) -> str | None:
     """Say that a published network would spare a training, where one would."""
     for run in runs:
         clean = run.of(run.scenario.surrogate)
         published = Run(NETWORKS, run.profile, clean.scenario).path("training").exists()
         if run.scenario.needs_surrogate and published and not clean.path("training").exists():
-            place = f"PROFILE={run.profile} RUNS={shlex.quote(str(run.runs))}"
-            place += f" DATA={shlex.quote(data)}" if data != "auto" else ""
             return (
                 f"{run.scenario} needs {clean.scenario}, which is trained first. The published "
-                f"one spares that: stop here, call\n  make surrogate {place}\n"
+                f"one spares that: stop here, call\n  make surrogate "
+                f"{_words(run, data)}\n"
                 f"and go on with {resume}"
             )
     return None

@@ -6,10 +6,13 @@ import math
 import platform
 from contextlib import nullcontext
 from functools import cache
+from itertools import chain
 
 import torch
 
-__all__ = ["at_a_time", "autocast", "describe", "pick_device", "tune_allocator"]
+__all__ = [
+    "at_a_time", "autocast", "describe", "first_weights", "pick_device", "tune_allocator",
+]  # fmt: skip
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -25,6 +28,12 @@ def pick_device(name: str = "auto") -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise ValueError("device is 'cuda', but torch finds no GPU here; use 'auto' or 'cpu'")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def first_weights(model: torch.nn.Module) -> torch.Tensor:
+    """Return weights that tell precision and device of a model; buffers if it has no parameters."""
+    tensors = (t for t in chain(model.parameters(), model.buffers()) if t.is_floating_point())
+    return next(tensors, torch.empty(0))
 
 
 def at_a_time(batch_size: int, images: torch.Tensor) -> int:

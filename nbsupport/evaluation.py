@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from nbsupport import data, metrics
 from nbsupport.artifacts import ArtifactError, Run
 from nbsupport.attacks import Manifest, apply, trigger_split
-from nbsupport.devices import at_a_time, autocast
+from nbsupport.devices import at_a_time, autocast, first_weights
 from nbsupport.models import build, check_logits
 from nbsupport.scenarios import N_CLASSES, Scenario
 
@@ -134,7 +134,7 @@ def predict(
         raise ValueError("there is no image to predict")
     if images.dtype != torch.uint8:
         raise ValueError(f"images are {images.dtype}; give uint8 from 0 to 255")
-    dtype = next((p.dtype for p in model.parameters()), torch.float32)
+    dtype = first_weights(model).dtype
     logits, batch_size = [], at_a_time(batch_size, images)
     with _evaluating(model), torch.inference_mode(), autocast(device, precision):
         for start in range(0, len(images), batch_size):

@@ -141,7 +141,8 @@ def resolve(
     given = {name: value for name, value in every.items() if value is not None}
     for name, value in given.items():
         check_type(name, value, _COMMON[name])
-    scenario, device, data = scenario or "clean-r0", device or "auto", data or "auto"
+    scenario = "clean-r0" if scenario is None else scenario
+    device, data = ("auto" if value is None else value for value in (device, data))
     check_names(_injected_names(), [*given, *knobs])
     if device not in ("auto", "cpu", "cuda"):
         raise ParameterError(f"device is {device!r}; choose 'auto', 'cpu' or 'cuda'")

@@ -4,13 +4,13 @@ import copy
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import chain
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from nbsupport.devices import first_weights
 from nbsupport.models import Add, check_logits
 from nbsupport.tracing import INPUT, Layer, UnsupportedLayerError, copied, trace
 
@@ -85,8 +85,7 @@ class Network:
     """
 
     def __init__(self, model: nn.Module, device=None, *, fold: bool = False):
-        tensors = (t for t in chain(model.parameters(), model.buffers()) if t.is_floating_point())
-        parameter = next(tensors, torch.empty(0))
+        parameter = first_weights(model)
         # Shares of half precision would be rounding errors, and could be proved by nothing.
         self.dtype = torch.promote_types(parameter.dtype, torch.float32)
         self.device = torch.device(device or parameter.device)

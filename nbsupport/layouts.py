@@ -179,7 +179,7 @@ def locate(folder: Path, seed: int) -> Source:
     if isfile(folder):
         return _archive(folder)
     if not isdir(folder):
-        raise DataError(f"there is no folder {folder}. {_ADVICE}")
+        raise DataError(f"there is no folder {folder} that can be looked into. {_ADVICE}")
     bases = _below(folder)
     training = [b for b in bases if isdir(b / "Training")]
     for base in training:
@@ -219,7 +219,7 @@ def _below(folder: Path) -> list[Path]:
         for base in level:
             try:
                 with os.scandir(base) as items:
-                    deeper += sorted(Path(item.path) for item in items if item.is_dir())
+                    deeper += sorted(Path(item.path) for item in items if isdir(item.path))
             except PermissionError:
                 continue
         found, level = found + deeper, deeper
@@ -268,7 +268,7 @@ def _paper_entry(folder: str, class_name: str, name: str, where) -> _Entry | Non
 def _paper_entries(base: Path) -> list[_Entry]:
     entries = []
     for folder in FOLDERS:
-        for class_folder in sorted(p for p in (base / folder).iterdir() if p.is_dir()):
+        for class_folder in sorted(filter(isdir, (base / folder).iterdir())):
             _class_of(class_folder.name, class_folder)
             with os.scandir(class_folder) as files:
                 found = (
@@ -328,11 +328,11 @@ def _official_entries(root: Path | None, seed: int) -> tuple[list[_Entry], list[
     Validation is split off by track, so that no physical sign is in both.
     """
     for name in ("Final_Training", "Final_Test"):
-        if root is None or not (root / name / "Images").is_dir():
+        if root is None or not isdir(root / name / "Images"):
             raise DataError(f"there is no {name}/Images in {root}. {_ADVICE}")
     entries = []
     training = root / "Final_Training" / "Images"
-    for class_folder in sorted(p for p in training.iterdir() if p.is_dir()):
+    for class_folder in sorted(filter(isdir, training.iterdir())):
         label = _class_of(class_folder.name, class_folder)
         for path in class_folder.glob("[!.]*.ppm"):  # macOS lays ._<name> beside what it unpacks
             match = re.fullmatch(r"(\d+)_(\d+)", path.stem)
@@ -341,7 +341,7 @@ def _official_entries(root: Path | None, seed: int) -> tuple[list[_Entry], list[
             entries.append(_Entry(0, label, int(match[1]), ("", int(match[2])), path))
     pictures = root / "Final_Test" / "Images"
     places = (pictures, pictures.parent, root, root.parent)
-    truths = [p / "GT-final_test.csv" for p in places if (p / "GT-final_test.csv").is_file()]
+    truths = [p / "GT-final_test.csv" for p in places if isfile(p / "GT-final_test.csv")]
     if not truths:
         raise DataError(
             f"GT-final_test.csv is neither in {pictures} nor in {root}: the labels of the test "

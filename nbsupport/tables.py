@@ -689,7 +689,7 @@ WRAPPED = 40
 
 
 def _latex(text: pd.DataFrame) -> str:
-    longest = [max((len(str(value)) for value in text[name]), default=0) for name in text]
+    longest = [max(len(str(value)) for value in (name, *text[name])) for name in text]
     columns = "".join("p{16em}" if n >= WRAPPED else "l" for n in longest)
     table = text.to_latex(
         index=False, escape=True, longtable=len(text) > 40, column_format=columns

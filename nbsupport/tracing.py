@@ -100,6 +100,8 @@ def trace(model: nn.Module) -> tuple[Layer, ...]:
             "write its forward without branches on tensors and without Python numbers made of "
             "their shapes"
         )
+        if "required positional argument" in str(error):
+            advice = "it is called with images alone: give its other arguments defaults"
         if "not installed as a submodule" in str(error):
             advice = "make each layer in __init__ and keep it as an attribute (or in a ModuleList)"
         raise UnsupportedLayerError(
@@ -107,14 +109,14 @@ def trace(model: nn.Module) -> tuple[Layer, ...]:
         ) from error
     layers, names = {}, {}
     for node in nodes:
-        if node.op == "placeholder" and not names:
+        if node.op == "placeholder":  # there is one, the images
             names[node] = INPUT
         elif node.op == "output":
             if not layers or names.get(node.args[0]) != list(layers)[-1]:
                 raise UnsupportedLayerError(
                     f"{kind} must return the output of its last layer, the logits"
                 )
-        elif not _lengths(node) and (node.op != "placeholder" or node.users):
+        elif not _lengths(node):
             for layer in _read(node, model, names, layers, nodes):
                 layers[layer.name], names[node] = layer, layer.name
     read = {name for layer in layers.values() for name in layer.inputs}
@@ -186,7 +188,7 @@ def _read(node, model, names, layers, nodes) -> list[Layer]:
     """Make layers of a call, checked; their names are used by no other."""
     place = ["", *node.meta.get("nn_module_stack", {})][-1]
     inside = f"in {place or type(model).__name__!r}"
-    if node.op in ("placeholder", "get_attr"):
+    if node.op == "get_attr":
         raise UnsupportedLayerError(
             f"{node.name!r} {inside} is a tensor beside the images; only layers may compute with it"
         )
@@ -238,7 +240,10 @@ def _problem(module) -> str | None:
     """Say what keeps relevance from passing a layer exactly, if anything does."""
     # Exact types: a subclass may compute something else.
     if isinstance(module, nn.Softmax | nn.LogSoftmax):
-        return "makes probabilities: leave it out, for the logits before it are explained"
+        return (
+            "makes probabilities: at the end leave it out, for the logits before it are explained; "
+            "inside a network it has no rule"
+        )
     if type(module) not in SUPPORTED:
         return f"is of type {type(module).__name__}; supported: {_names(SUPPORTED)}"
     if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):

@@ -21,7 +21,9 @@ from nbsupport import ROOT
 from nbsupport.artifacts import CHAIN, STAGES, USUAL_FILTERS, Run, wanted
 from nbsupport.scenarios import ATTACKS, Profile, Scenario, canonical_percent
 
-__all__ = ["Progress", "alive", "command", "execute", "forget", "grid", "outdated", "progress"]
+__all__ = [
+    "Progress", "alive", "claimed", "command", "execute", "forget", "grid", "outdated", "progress",
+]  # fmt: skip
 
 SIGN = ROOT / ".snakemake" / "alive"
 """File that is locked while a workflow of this checkout is at work."""
@@ -184,7 +186,8 @@ def claimed(runs: Path, profile: Profile) -> Iterator[int | None]:
         If another one holds them.
     """
     folder = Path(runs) / str(profile)
-    with _held(folder / ".alive", True, str(folder)) as held:
+    place = f"{folder}, where two would undo each other's work"
+    with _held(folder / ".alive", True, place) as held:
         yield held
 
 
@@ -198,9 +201,9 @@ def _held(path: Path, alone: bool, place: str) -> Iterator[int | None]:
             held = file.fileno()
         except BlockingIOError:
             raise ValueError(
-                f"another run is at work in {place}: wait until it ends, or stop it (Ctrl-C). Runs "
-                "of one folder and profile share results.csv: name all scenarios in one command, "
-                "or give what shall run beside it another folder (make run RUNS=...)"
+                f"another run is at work in {place}: wait until it ends, or stop it (Ctrl-C); name "
+                "all scenarios in one command, or give what shall run beside it another folder "
+                "(make run RUNS=...)"
             ) from None
         except OSError:
             held = None

@@ -373,12 +373,12 @@ def test_a_network_of_other_images_or_of_none_is_refused(published, tmp_path, mo
     assert main(["surrogate", "--profile", "demo", *place]) == 2
     said = capsys.readouterr().err
     assert "clean-r0 of profile demo is not published (there are those of: tiny)" in said
-    assert "make run PROFILE=demo SCENARIOS=clean-r0" in said
+    assert "make run SCENARIOS=clean-r0 PROFILE=demo RUNS=" in said
     body = published.path("training").read_text()
     published.path("training").write_text(body.replace('"version": 1', '"version": 0'))
     assert main(["surrogate", "--profile", "tiny", *place]) == 2
     said = capsys.readouterr().err
-    assert "was edited after it was written; train it: make run PROFILE=tiny" in said
+    assert "was edited after it was written; train it: make run SCENARIOS=clean-r0 PROF" in said
     published.path("training").write_text(body)
     others = data.load("synthetic", scale=PROFILES["tiny"].scale, seed=1)
     monkeypatch.setattr(data, "load", lambda *_, **__: others)

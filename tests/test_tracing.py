@@ -180,12 +180,12 @@ REFUSED = {
     ),
     "mean of one axis": (Block(lambda b, x: b.conv(x).mean(2)), r"'mean' in '0'"),
     "mean of all": (Block(lambda b, x: b.conv(x).mean()), r"'mean' in '0'"),
-    "probabilities": (nn.Softmax(1), r"'0' makes probabilities: leave it out"),
+    "probabilities": (nn.Softmax(1), r"'0' makes probabilities: at the end leave it out"),
     "number of images": (Block(lambda b, x: b.conv(x).view(int(x.size(0)), -1)), "Python numbers"),
     "length": (Block(lambda b, x: b.conv(x).view(len(x), -1)), "cannot be read layer by layer"),
     "unpacked shape": (Block(lambda b, x: b.conv(x).view(*[*x.shape][:1], -1)), "cannot be read"),
     "tensor of its own": (Scaled(), r"'scale' in 'Scaled' is a tensor beside the images"),
-    "second argument": (Second(), r"missing 1 required positional argument: 'other'"),
+    "second argument": (Second(), r"'other'.*give its other arguments defaults"),
     "sum with a default": (Third(), r"'add' must be called with outputs of other layers only"),
     "layer made on the spot": (
         Block(lambda b, x: nn.ReLU()(b.conv(x))),
@@ -194,11 +194,11 @@ REFUSED = {
     "own complaint": (Block(lambda b, x: {}[x]), "cannot be read layer by layer"),
     "functional probabilities": (
         Block(lambda b, x: F.log_softmax(b.conv(x), dim=1)),
-        r"'0.log_softmax' makes probabilities: leave it out",
+        r"'0.log_softmax' makes probabilities: at the end leave it out",
     ),
     "method of probabilities": (
         Block(lambda b, x: b.conv(x).softmax(1)),
-        r"'0.softmax' makes probabilities: leave it out",
+        r"'0.softmax' makes probabilities: at the end leave it out",
     ),
     "three axes at once": (
         Block(lambda b, x: b.conv(x).view((x.size(0), 3, -1))),

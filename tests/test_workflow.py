@@ -102,7 +102,7 @@ def test_two_workflows_in_one_folder_of_runs_would_undo_each_other_s_work(
     run = ["run", "--profile", "tiny", "--scenarios", "standard-s3-p15-r0", "--runs"]
     with workflow.claimed(tmp_path / "runs", PROFILES["tiny"]):
         assert main([*run, str(tmp_path / "runs")]) == 2
-        assert f"at work in {tmp_path / 'runs' / 'tiny'}: wait" in capsys.readouterr().err
+        assert f"at work in {tmp_path / 'runs' / 'tiny'}, where" in capsys.readouterr().err
         assert calls == []
         assert main([*run, str(tmp_path / "elsewhere")]) == 0
         assert main([*run, str(tmp_path / "runs"), "--dry-run"]) == 0
@@ -562,7 +562,7 @@ def test_the_whole_chain_runs_as_jobs_of_a_scheduler(scheduler, tmp_path):
 
 def test_the_whole_paper_is_planned_with_a_gpu_for_each_job_that_uses_one(scheduler, tmp_path):
     scheduler[0].append("--dry-run")
-    done = on_cluster(scheduler, tmp_path, [], profile="paper", scenarios="paper", device="auto")
+    done = on_cluster(scheduler, tmp_path, [], profile="paper", scenarios="paper")
     assert done.returncode == 0, done.stderr[-3000:]
     jobs = re.findall(r"^rule (\w+):\n(?: .*\n)*? +resources: (.*)$", done.stdout, re.M)
     counts = Counter(rule for rule, _ in jobs)
@@ -575,6 +575,7 @@ def test_the_whole_paper_is_planned_with_a_gpu_for_each_job_that_uses_one(schedu
         asked = dict(part.split("=", 1) for part in resources.split(", "))
         assert asked["slurm_partition"] == ASKED[rule]["slurm_partition"]
         assert asked.get("gpu") == ("1" if ASKED[rule]["gpu"] else None)
+        assert asked["runtime"] == str(24 * 60)
 
 
 @pytest.mark.notebooks

@@ -397,3 +397,11 @@ def test_numbers_in_sentences_are_those_of_the_tables(told):
     assert len(sentences) >= 4
     missing = [sentence for sentence in sentences if sentence not in TEXT]
     assert not missing, "the tables say so, the README does not"
+
+
+def test_answers_of_the_overview_are_those_of_the_ledger():
+    ledger = pd.read_csv(ROOT / "figures" / "claims.csv").here
+    text = (ROOT / "notebooks" / "00_overview.ipynb").read_text()
+    for row in (0, 1):
+        told = re.search(r"in \d+ of \d+ networks [^;(]*?, (?:in )?0 of \d", ledger[row])[0]
+        assert told.replace(", 0 of", ", in 0 of") in text

@@ -696,7 +696,11 @@ def _latex(text: pd.DataFrame) -> str:
     ).replace("σ", r"$\sigma$")  # the one letter here that pdfLaTeX does not know by itself
     needs = "% Needs the packages booktabs and longtable"
     wide = sum(min(n, WRAPPED) for n in longest) > 80
-    return needs + (r", and a landscape page in \scriptsize" if wide else "") + f".\n{table}"
+    return (
+        needs
+        + (r", a landscape page, \scriptsize and \tabcolsep=3pt" if wide else "")
+        + f".\n{table}"
+    )
 
 
 def _markdown(text: pd.DataFrame) -> str:

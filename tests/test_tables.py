@@ -305,7 +305,7 @@ def test_export_writes_numbers_texts_and_the_runs_it_is_made_from(make, tmp_path
     latex = paths[2].read_text()
     assert latex.count(r"\begin{") == latex.count(r"\end{")
     assert "ours (95 \\%)" in latex
-    assert latex.startswith("% Needs the packages booktabs and longtable, and a landscape page")
+    assert latex.startswith("% Needs the packages booktabs and longtable, a landscape page")
     assert "_" not in latex.replace(r"\_", "")
     note = json.loads(paths[3].read_text())
     stages = note["runs"].pop("fast/standard-s3-p33-r0")

@@ -62,7 +62,7 @@ stopped = || { test $$? = 2 || \
 	lab site clean
 
 help:  ## show this list
-	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*##/:/' | column -t -s:
+	@awk -F ':[^#]*## ' '/^[a-z-]+:.*## / {printf "%-16s %s\n", $$1, $$2}' Makefile
 
 run: $(READY)  ## poison, train, explain, detect: PROFILE=demo SCENARIOS="..." DATA=folder JOBS=2
 	@nbsupport run $(BATCH) $(UNLOCK) --scenarios $(SCENARIOS) $(call stopped,resume)
@@ -136,8 +136,9 @@ clean:  ## remove caches and the runs of PROFILE=tiny; finished runs stay
 
 $(READY): pyproject.toml constraints.txt
 	@echo "Installing into $(VENV): about 6 GB, most of it torch with its GPU libraries;"
-	@echo "two to three minutes on a fast line. VENV=<folder> installs into one you have."
-	@test -x "$(BIN)/python" || $(PYTHON) -m venv $(VENV)
+	@echo "two to four minutes on a fast line. VENV=<folder> installs into one you have."
+	@# One without pip is half made: by a Python without ensurepip, or interrupted.
+	@"$(BIN)/python" -m pip --version > /dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
 	@"$(BIN)/python" -m pip install --quiet --disable-pip-version-check -c constraints.txt \
 		-e '.[workflow,test]'
 	@echo "$(CURDIR)" > $@

@@ -44,14 +44,15 @@ def drawn_maps(n, side=32):
 
 
 def load_maps(run, n):
+    """Return maps of a finished run, or drawn ones; and where they come from, for the record."""
     path = run / "relevance.npz"
     if not path.exists():
         print(f"{path} is not there: drawn maps instead")
-        return drawn_maps(n)
+        return drawn_maps(n), "drawn"
     with np.load(path, allow_pickle=False) as arrays:
         maps = np.abs(arrays["heatmaps_released"])
     print(f"maps of {path}")
-    return maps[np.random.default_rng(0).permutation(len(maps))[:n]]
+    return maps[np.random.default_rng(0).permutation(len(maps))[:n]], f"{len(maps)} of {run.name}"
 
 
 def rounded_value(cloud, C, T):
@@ -93,13 +94,14 @@ def main():
     arguments = options.parse_args()
     torch.set_num_threads(arguments.threads)
     device, rounds = arguments.device, arguments.rounds
-    weights = gw.grid_weights(load_maps(arguments.run, arguments.maps))
+    maps, source = load_maps(arguments.run, arguments.maps)
+    weights = gw.grid_weights(maps)
     clouds = [gw.point_cloud(row) for row in weights[: arguments.pairs // 2]]
     spaces = transport.HeatmapSpaces(weights, device=device)
     n, few = 2 * len(weights), 2 * len(clouds)
     sizes = (weights > 0).sum(1)
     print(f"{len(weights)} maps, support {np.median(sizes):.0f} of {weights.shape[1]} pixels")
-    report = Report(device=device, threads=arguments.threads)
+    report = Report(device=device, threads=arguments.threads, maps=source)
     for m in arguments.nodes:
         for epsilon in arguments.epsilon:
             start = [gw.random_structure(m, np.random.default_rng(i)) for i in range(2)]

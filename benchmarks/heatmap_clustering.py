@@ -60,8 +60,8 @@ def main():
     arguments = options.parse_args()
     torch.set_num_threads(arguments.threads)
     warnings.simplefilter("ignore")
-    real = load_maps(arguments.run, max([2, *arguments.maps, *arguments.closed]))
-    report = Report(device=arguments.device, threads=arguments.threads)
+    real, source = load_maps(arguments.run, max([2, *arguments.maps, *arguments.closed]))
+    report = Report(device=arguments.device, threads=arguments.threads, maps=source)
 
     def cluster(name, maps, pair, **parameters):
         begin = time.perf_counter()

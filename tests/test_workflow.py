@@ -431,6 +431,33 @@ def test_make_installs_anew_what_was_installed_from_another_folder(from_where, a
     assert ("pip install" in recipe("status", f"VENV={tmp_path}")) == anew
 
 
+@pytest.mark.parametrize(("pip", "anew"), [(0, False), (1, True)])
+def test_an_environment_that_stayed_without_pip_is_made_again(pip, anew, tmp_path):
+    """Debian's Python leaves one behind where python3.11-venv is missing."""
+    python, made = tmp_path / "env" / "bin" / "python", tmp_path / "made"
+    python.parent.mkdir(parents=True)
+    python.write_text(f'#!/bin/sh\ncase "$*" in "-m pip --version") exit {pip};; esac\n')
+    maker = tmp_path / "maker"
+    maker.write_text(f'#!/bin/sh\necho "$@" > "{made}"\n')
+    for script in (python, maker):
+        script.chmod(0o755)
+    venv = tmp_path / "env"
+    words = ["make", f"{venv}/.nbsupport-ready", f"VENV={venv}", f"PYTHON={maker}"]
+    subprocess.run(words, cwd=ROOT, check=True, capture_output=True)
+    assert made.exists() == anew
+    assert not anew or made.read_text() == f"-m venv {venv}\n"
+
+
+def test_help_needs_no_more_than_the_tools_of_every_system(tmp_path):
+    for tool in ("make", "sh", "awk", "cat"):
+        (tmp_path / tool).symlink_to(shutil.which(tool))
+    done = subprocess.run(
+        ["make", "help"], cwd=ROOT, env={"PATH": str(tmp_path)}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^surrogate  +take the published .*: PROFILE=fast$", done.stdout, re.M)
+
+
 def test_no_recipe_calls_a_script_that_names_the_folder_it_was_installed_in():
     known = re.findall(r"^([a-z-]+):.*##", (ROOT / "Makefile").read_text(), re.M)
     assert {"run", "figures", "lint", "site"} <= {*known}

@@ -36,6 +36,7 @@ __all__ = [
     "RawClustering",
     "SpRAy",
     "SpectralSignature",
+    "chosen",
     "controls",
     "detect",
     "grey",
@@ -315,6 +316,23 @@ def detect(
     if hasattr(estimator, "report_"):
         details["report"] = estimator.report_
     return DetectionResult(np.asarray(inputs.ids), score, estimator.poisoned_, seconds, details)
+
+
+def chosen(record: Mapping) -> dict:
+    """Give the settings of Heatmap Clustering that notebook 4 leaves to the reader.
+
+    Parameters
+    ----------
+    record : mapping
+        What the record of the stage says of the method, ``result["methods"]["heatmap"]``.
+
+    Returns
+    -------
+    dict
+        For `detect`, to ask in the same way again.
+    """
+    told = record.get("details", {})
+    return {name: told[name] for name in ("epsilon", "share") if name in told}
 
 
 def _for_json(value):

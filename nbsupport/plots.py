@@ -342,7 +342,8 @@ def strength_plot(
     fig, ax = plt.subplots(figsize=(WIDTH, 3.6))
     headline(fig, title)
     for i, (kind, runs) in enumerate(results.groupby("kind", sort=False)):
-        marker, color = LOOKS[i % len(LOOKS)]
+        # Once all are used, markers meet other colours: 36 kinds can be told apart.
+        marker, color = LOOKS[i % len(LOOKS)][0], LOOKS[(i + i // len(LOOKS)) % len(LOOKS)][1]
         below, above = runs["rate"] - runs["low"], runs["high"] - runs["rate"]
         ax.errorbar(
             runs["n_poisoned"], runs["rate"], yerr=[below.fillna(0), above.fillna(0)], fmt=marker,

@@ -147,6 +147,12 @@ def test_arrays_among_the_parameters_are_recorded_by_shape():
     assert json.loads(json.dumps(details))["device"] == "cpu"
 
 
+def test_what_a_reader_chose_is_asked_again():
+    details = detect("heatmap", INPUTS, epsilon=0.02, share=0.9).details
+    assert detection.chosen({"details": details}) == {"epsilon": 0.02, "share": 0.9}
+    assert detection.chosen({}) == {}
+
+
 def test_numbers_of_numpy_among_the_parameters_can_be_recorded():
     details = detect("activation", INPUTS, random_state=np.int64(3)).details
     assert json.loads(json.dumps(details))["random_state"] == 3

@@ -175,6 +175,13 @@ def test_per_class_bars_take_other_rates_too():
     assert fig.axes[0].get_xlabel() == "class shown"
 
 
+def test_strength_plot_gives_each_kind_a_look_of_its_own():
+    kinds = [f"kind {k}" for k in range(14)]
+    runs = pd.DataFrame({"kind": kinds, "n_poisoned": 9, "rate": 50.0, "low": 40.0, "high": 60.0})
+    lines = [bars[0] for bars in plots.strength_plot(runs).axes[0].containers]
+    assert len({(line.get_marker(), str(line.get_color())) for line in lines}) == 14
+
+
 def test_strength_plot_has_room_for_no_poison_and_draws_printed_values_hollow():
     columns = ["kind", "n_poisoned", "rate", "low", "high"]
     runs = pd.DataFrame(

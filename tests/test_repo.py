@@ -252,6 +252,13 @@ def test_constraints_pin_every_dependency():
     assert {name.split(">=")[0].lower() for name in wanted} <= pinned
 
 
+def test_the_cell_that_trains_builds_what_it_trains():
+    """Run again after a stop, it would go on from half-trained weights and say nothing."""
+    cells = nbformat.read(ROOT / "notebooks" / "02_training.ipynb", 4).cells
+    (source,) = (cell.source for cell in cells if "training.fit(" in cell.source)
+    assert 0 <= source.find("model = models.build(") < source.index("training.fit(")
+
+
 def canonical(name):
     return re.sub(r"[-_.]+", "-", name).lower()
 

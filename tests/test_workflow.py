@@ -411,7 +411,7 @@ def test_a_quoted_home_is_the_same_folder_for_every_target():
     for target in ("run", "figures", "status"):
         assert f'"{folder}' in recipe(target, "RUNS=~/some runs")
     assert '"data/~/runs' in recipe("figures", "RUNS=data/~/runs")
-    assert f'test -x "{Path.home()}/my/bin/python"' in recipe("status", "VENV=~/my")
+    assert f'"{Path.home()}/my/bin/python" -m pip --version' in recipe("status", "VENV=~/my")
 
 
 def test_an_environment_of_several_words_is_refused():

@@ -240,8 +240,7 @@ def _hint(runs: list[Run], data: str, resume: str) -> str | None:
         if run.scenario.needs_surrogate and published and not clean.path("training").exists():
             return (
                 f"{run.scenario} needs {clean.scenario}, which is trained first. The published "
-                f"one spares that: stop here, call\n  make surrogate "
-                f"{_words(run, data)}\n"
+                f"one spares that: stop here, call\n  make surrogate {_words(run, data)}\n"
                 f"and go on with {resume}"
             )
     return None

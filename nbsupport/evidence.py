@@ -202,12 +202,7 @@ def relevant_windows(heatmaps: Tensor, side: int) -> tuple[Tensor, Tensor]:
             f"side is {side} and heatmaps have shape {tuple(heatmaps.shape)}; needs (n, h, w) and "
             "a side of 1 to min(h, w)"
         )
-    finite = torch.isfinite(heatmaps).flatten(1).all(1)
-    if not finite.all():
-        raise ValueError(
-            f"NaN or infinite relevance in maps {gw.name_rows(~finite.cpu().numpy())}: look at the "
-            "rule that made them"
-        )
+    gw.check_finite(torch.isfinite(heatmaps).flatten(1).all(1).cpu().numpy())
     mass = F.avg_pool2d(heatmaps[:, None].clamp(min=0).double(), side, stride=1)[:, 0]
     best = mass.flatten(1).argmax(1)
     return best // mass.shape[2], best % mass.shape[2]

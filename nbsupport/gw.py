@@ -386,13 +386,17 @@ def as_maps(heatmaps) -> np.ndarray:
             f"heatmaps must have shape (n, H, W), none of them 0, got {maps.shape}; "
             "sum the relevance over colour channels first"
         )
-    finite = np.isfinite(maps).all(axis=(1, 2))
+    check_finite(np.isfinite(maps).all(axis=(1, 2)))
+    return maps
+
+
+def check_finite(finite: np.ndarray) -> None:
+    """Raise a ValueError that names the maps, shape (n,), that are not finite."""
     if not finite.all():
         raise ValueError(
             f"NaN or infinite relevance in maps {name_rows(~finite)}: look at the rule that made "
             "them"
         )
-    return maps
 
 
 def as_grid(weights, shape: tuple[int, int] | None) -> np.ndarray:

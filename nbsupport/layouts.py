@@ -238,9 +238,13 @@ def _stamp(folder: Path, entries: Iterable[_Entry]) -> str:
         try:
             stat = path.stat()
         except OSError as error:  # a link to what was never fetched, for instance
-            raise DataError(f"{path} cannot be read ({error.strerror}). {_ADVICE}") from None
+            raise _unreadable(path, error) from None
         lines.append(f"{os.path.relpath(path, folder)} {stat.st_size} {stat.st_mtime_ns}\n")
     return sha256(["".join(lines).encode()])
+
+
+def _unreadable(path: Path, error: OSError) -> DataError:
+    return DataError(f"{path} cannot be read ({error.strerror}). {_ADVICE}")
 
 
 def _class_of(name: str, where) -> int:
@@ -284,7 +288,7 @@ def _archive(path: Path) -> Source:
         with path.open("rb") as file:
             key = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror}). {_ADVICE}") from None
+        raise _unreadable(path, error) from None
     return key, partial(_read_archive, path)
 
 

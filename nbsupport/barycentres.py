@@ -172,17 +172,16 @@ def average(
     matrices the objective is concave in the plan, so that a gradient step never climbs, and the
     average is its exact minimum over C. The value *without* entropy may rise.
     """
-    labels = np.zeros(len(spaces), np.int64) if labels is None else np.asarray(labels)
-    if not (labels >= 0).any():
+    if start is None and rng is None:
+        raise ValueError("a barycentre needs a start: pass start=, or rng= to draw one")
+    C = None if start is None else as_centres(start, spaces)
+    labels = np.zeros(len(spaces), np.int64) if labels is None else labels
+    own = as_labels(labels, spaces, None if C is None else len(C))
+    if not (own >= 0).any():
         raise ValueError("a barycentre needs at least one map, got none: all labels are -1")
-    if start is None:
-        if rng is None:
-            raise ValueError("a barycentre needs a start: pass start=, or rng= to draw one")
-        if labels.dtype.kind not in "iu":
-            raise ValueError(f"labels must be integers, -1 for none, got {labels.dtype}")
-        start = np.stack([gw.random_structure(n_nodes, rng) for _ in range(labels.max() + 1)])
-    C = as_centres(start, spaces)
-    own = as_labels(labels, spaces, len(C))
+    if C is None:
+        drawn = [gw.random_structure(n_nodes, rng) for _ in range(int(own.max()) + 1)]
+        C = as_centres(np.stack(drawn), spaces)
     maps = torch.nonzero(own >= 0)[:, 0]
     own, couplings, objective, shift = own[maps], Couplings(n_bytes), [], np.inf
     options = Options(epsilon, **options)

@@ -205,7 +205,10 @@ def locate(folder: Path, seed: int) -> Source:
                 f"the whole set has 39209): that one cannot be compared with the paper."
             )
         raise DataError(f"{base} has Training but not {' and '.join(missing)}.{hint} {_ADVICE}")
-    found = sorted(p.name + "/" * isdir(p) for p in folder.iterdir())
+    try:
+        found = sorted(p.name + "/" * isdir(p) for p in folder.iterdir())
+    except OSError as error:  # a folder that may be entered but not listed
+        raise _unreadable(folder, error) from None
     shown = ", ".join(found[:8]) + (f" and {len(found) - 8} more" if len(found) > 8 else "")
     what = f"holds no layout of GTSRB, only: {shown}" if found else "is empty"
     raise DataError(f"the folder {folder} {what}. {_ADVICE}")

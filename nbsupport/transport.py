@@ -585,13 +585,14 @@ def as_centres(centres, spaces: HeatmapSpaces) -> Tensor:
     return torch.as_tensor(C, device=spaces.p.device)
 
 
-def as_labels(labels, spaces: HeatmapSpaces, k: int) -> Tensor:
-    """Check that each map has a label from -1, for none, to k - 1."""
+def as_labels(labels, spaces: HeatmapSpaces, k: int | None = None) -> Tensor:
+    """Check that each map has a label from -1, for none, to k - 1, or up where no k is given."""
     labels = np.asarray(labels)
     whole = labels.dtype.kind in "iu" and labels.shape == (len(spaces),)
-    if not whole or labels.min() < -1 or labels.max() >= k:
+    if not whole or labels.min() < -1 or (k is not None and labels.max() >= k):
+        upto = "up" if k is None else f"to {k - 1}"
         raise ValueError(
-            f"labels must be {len(spaces)} integers from -1 to {k - 1}, got shape "
+            f"labels must be {len(spaces)} integers from -1 {upto}, got shape "
             f"{labels.shape} with {labels.dtype} values {np.unique(labels)[:9]}"
         )
     return torch.as_tensor(labels.astype(np.int64), device=spaces.p.device)

@@ -199,6 +199,16 @@ def test_an_archive_that_cannot_be_opened_is_named(paper, tmp_path, monkeypatch)
         load(packed, tmp_path)
 
 
+def test_a_folder_that_may_be_entered_but_not_listed_is_named(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied")
+
+    for name in ("scandir", "listdir"):
+        monkeypatch.setattr(os, name, refuse)
+    with pytest.raises(DataError, match=r"cannot be read \(Permission denied"):
+        layouts.locate(tmp_path, 0)
+
+
 def test_a_changed_file_is_noticed(paper, tmp_path):
     first = load(paper, tmp_path)
     picture(np.random.default_rng(5), 0).save(paper / "Testing" / "00000" / "9.png")

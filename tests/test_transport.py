@@ -217,8 +217,9 @@ def test_groups_of_one_and_of_none(spaces, centres):
     for wrong in (labels + 2, labels + 0.9):
         with pytest.raises(ValueError, match="labels must be 8 integers from -1 to 1"):
             barycentres.average(spaces, 0.02, labels=wrong, start=centres)
-    with pytest.raises(ValueError, match="labels must be integers, -1 for none, got float64"):
-        barycentres.average(spaces, 0.02, labels=labels * 1.0, rng=np.random.default_rng(0))
+    for wrong in (labels * 1.0, labels[1:], labels - 2, labels.astype(str)):
+        with pytest.raises(ValueError, match="labels must be 8 integers from -1 up, got shape"):
+            barycentres.average(spaces, 0.02, labels=wrong, rng=np.random.default_rng(0))
     with pytest.raises(ValueError, match="pass start=, or rng="):
         barycentres.average(spaces, 0.02)
 

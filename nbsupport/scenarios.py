@@ -435,7 +435,7 @@ class Profile:
 PROFILES = {
     profile.name: profile
     for profile in (
-        Profile("tiny", "synthetic", scale=0.02, epochs=1),
+        Profile("tiny", "synthetic", scale=0.0075, epochs=1),
         # Five epochs on a quarter of the images leave nothing for dropout to regularise.
         Profile("demo", "synthetic", scale=0.25, epochs=5, dropout=0.0),
         # Dropout and large batches keep 34 poisoned images from being learned in six epochs.

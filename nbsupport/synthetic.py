@@ -19,7 +19,7 @@ import numpy as np
 from nbsupport.gtsrb import COUNTS, FRAMES, SPLITS
 from nbsupport.pictograms import EXTENT, draw_sign
 
-__all__ = ["LOOK", "Look", "Signs", "generate", "tracks_per_class"]
+__all__ = ["LOOK", "Look", "Signs", "frames_per_track", "generate", "tracks_per_class"]
 
 
 @dataclass(frozen=True)
@@ -109,26 +109,55 @@ def tracks_per_class(split: str, scale: float = 1.0) -> tuple[int, ...]:
     Returns
     -------
     tuple of int, length 43
+
+    Raises
+    ------
+    ValueError
+        If `split` or `scale` is outside its set.
     """
+    _check(split, scale)
+    return tuple(max(1, math.floor(scale * n / FRAMES + 0.5)) for n in COUNTS[split])
+
+
+def frames_per_track(split: str, scale: float = 1.0) -> int:
+    """Number of frames of a track: GTSRB's 30, unless even the largest class fills no track.
+
+    Then it is what that class should have, so that a small `scale` makes a small set.
+
+    Parameters
+    ----------
+    split, scale
+        As in `tracks_per_class`.
+
+    Raises
+    ------
+    ValueError
+        As in `tracks_per_class`.
+    """
+    _check(split, scale)
+    return min(FRAMES, max(1, math.floor(scale * max(COUNTS[split]) + 0.5)))
+
+
+def _check(split: str, scale: float) -> None:
     if split not in COUNTS:
         raise ValueError(f"split is {split!r}; choose one of {', '.join(SPLITS)}")
     if not 0 < scale <= 10:
         raise ValueError(f"scale is {scale!r}; give a share of GTSRB's size in (0, 10], e.g. 0.25")
-    return tuple(max(1, math.floor(scale * n / FRAMES + 0.5)) for n in COUNTS[split])
 
 
 def generate(split: str, scale: float = 1.0, seed: int = 0, look: Look = LOOK) -> Signs:
     """Photograph synthetic signs for one split.
 
     Every track has its own random stream, made from (seed, split, class, number): splits share
-    no physical sign, and a smaller `scale` gives the first tracks of a larger one.
+    no physical sign, and a smaller `scale` gives the first tracks of a larger one. (Of shortened
+    tracks, see `frames_per_track`, frames from far to near.)
 
     Parameters
     ----------
     split : str
         One of `SPLITS`.
     scale : float, default 1.0
-        Share of GTSRB's size; class counts are whole tracks of 30 frames, at least one.
+        Share of GTSRB's size; class counts are whole tracks, at least one.
     seed : int, default 0
         Not negative.
     look : Look, default `LOOK`
@@ -146,18 +175,20 @@ def generate(split: str, scale: float = 1.0, seed: int = 0, look: Look = LOOK) -
     """
     if seed < 0:
         raise ValueError(f"seed is {seed!r}; give a whole number of at least 0")
-    counts = tracks_per_class(split, scale)
-    images = np.empty((FRAMES * sum(counts), 3, 32, 32), np.uint8)
+    counts, frames = tracks_per_class(split, scale), frames_per_track(split, scale)
+    images = np.empty((frames * sum(counts), 3, 32, 32), np.uint8)
+    kept = np.arange(frames) * FRAMES // frames
     row = 0
     for c, n_tracks in enumerate(counts):
         drawing = np.asarray(draw_sign(c, _TEXTURE)).astype(np.float32) / np.float32(255)
         for track in range(n_tracks):
             stream = np.random.SeedSequence((seed, SPLITS.index(split), c, track))
             rng = np.random.Generator(np.random.PCG64(stream))
-            images[row : row + FRAMES] = _photograph(_weathered(drawing, rng, look), rng, look)
-            row += FRAMES
-    labels = np.repeat(np.arange(len(counts)), [FRAMES * n for n in counts])
-    tracks = np.concatenate([np.repeat(np.arange(n), FRAMES) for n in counts])
+            whole = _photograph(_weathered(drawing, rng, look), rng, look)
+            images[row : row + frames] = whole[kept]
+            row += frames
+    labels = np.repeat(np.arange(len(counts)), [frames * n for n in counts])
+    tracks = np.concatenate([np.repeat(np.arange(n), frames) for n in counts])
     return Signs(images, labels.astype(np.int64), tracks.astype(np.int64))
 
 

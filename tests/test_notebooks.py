@@ -92,9 +92,9 @@ def test_every_stage_is_sound_and_joined_by_id(run):
         run.load(stage)
     attack, detection = run.arrays("attack"), run.arrays("detection")
     poisoned = attack["ids"][(attack["split"] == 0) & ~attack["cover"]]
-    assert len(poisoned) == Scenario.parse(SCENARIO).n_poisoned(30) == 5
+    assert len(poisoned) == Scenario.parse(SCENARIO).n_poisoned(15) == 3
     assert set(detection["ids"][detection["truth"]]) == set(poisoned)
-    assert len(np.unique(detection["ids"])) == len(detection["ids"]) == 35
+    assert len(np.unique(detection["ids"])) == len(detection["ids"]) == 18
     assert set(run.arrays("relevance")["ids"]) == set(detection["ids"])
 
 
@@ -137,7 +137,7 @@ def test_results_are_the_tidy_table(run, chain):
     table = pd.read_csv(chain[0] / "tiny" / "results.csv")
     assert list(table.columns) == results.COLUMNS
     assert set(table["method"]) == set(run.load("detection")["result"]["methods"])
-    assert (table["n_poisoned"] == 5).all()
+    assert (table["n_poisoned"] == 3).all()
     figures = chain[0] / "tiny" / "figures"
     assert (figures / "detection_rates.pdf").exists()
     provenance = json.loads((figures / "detection_rates.json").read_text())

@@ -8,7 +8,7 @@ import pytest
 
 from nbsupport import ROOT, gtsrb, synthetic
 
-SMALL = 0.02  # one track a class
+SMALL = 0.04  # of the test split one whole track a class
 KIND = replace(
     synthetic.LOOK, sign_light=(0.9, 1.0), background_light=(0.4, 0.5), noise=(0.0, 0.001),
     blur_far=(0.3, 0.3), blur_near=(0.3, 0.3), motion=0.0, shadow=0.0, haze=0.0,
@@ -55,6 +55,19 @@ def test_class_counts_follow_gtsrb(split, scale):
 def test_the_counts_are_those_announced(train):
     counted = np.bincount(train.labels, minlength=43)
     assert tuple(counted // gtsrb.FRAMES) == synthetic.tracks_per_class("train", 0.05)
+
+
+@pytest.mark.parametrize("split", gtsrb.SPLITS)
+def test_a_set_that_fills_no_track_has_shorter_ones(split):
+    largest = max(gtsrb.COUNTS[split])
+    for scale in (1 / largest, 7 / largest, 30 / largest, 1.0):
+        assert synthetic.frames_per_track(split, scale) == min(30, round(scale * largest))
+    short, whole = (synthetic.generate(split, n / largest) for n in (4, 30))
+    assert np.bincount(short.labels).tolist() == [4] * 43
+    for c in (0, 42):
+        few, all_of_them = short.images[short.labels == c], whole.images[whole.labels == c]
+        same = [np.flatnonzero((all_of_them == image).all(axis=(1, 2, 3))) for image in few]
+        assert [rows.tolist() for rows in same] == [[0], [7], [15], [22]]  # from far to near
 
 
 def test_the_same_bits_twice_and_in_another_process(test):

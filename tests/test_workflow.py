@@ -557,6 +557,12 @@ def on_cluster(scheduler, runs, targets, **config):
     )  # fmt: skip
 
 
+def submitted(folder):
+    """What each job that was sent to the stand-in asks for."""
+    scripts = [path.read_text() for path in folder.glob("*.script")]
+    return [json.loads(re.search(r"^# properties = (.*)$", s, re.M)[1]) for s in scripts]
+
+
 # What computes on a GPU asks for one, on the partition that has them; 20 minutes are tiny's limit.
 ON_GPU = {"gpu": 1, "slurm_partition": "gpu", "runtime": 20}
 ON_CPU = {"gpu": None, "slurm_partition": "cpu", "runtime": 20}
@@ -570,6 +576,8 @@ def test_the_whole_chain_runs_as_jobs_of_a_scheduler(scheduler, tmp_path):
         Run(tmp_path, PROFILES["tiny"], Scenario.parse(f"standard-s3-{rate}-r0"))
         for rate in ("p15", "p05")
     )
+    # One thread a job: on busy cores, several wait for each other.
+    scheduler[0].extend(["--set-threads", "training=1", "lrp=1"])
     done = on_cluster(scheduler, tmp_path, ["all", other.path("attack")], scenarios=run.scenario)
     assert done.returncode == 0, done.stderr[-3000:]
     for stage in artifacts.CHAIN:
@@ -577,14 +585,24 @@ def test_the_whole_chain_runs_as_jobs_of_a_scheduler(scheduler, tmp_path):
     other.load("attack")
     table = pd.read_csv(tmp_path / "tiny" / "results.csv")
     assert set(table["scenario"]) == {str(run.scenario)}
-    jobs = []
-    for script in scheduler[1].glob("*.script"):
-        job = json.loads(re.search(r"^# properties = (.*)$", script.read_text(), re.M)[1])
-        assert script.with_suffix(".rc").read_text() == "0\n"
+    assert {path.read_text() for path in scheduler[1].glob("*.rc")} == {"0\n"}
+    jobs = submitted(scheduler[1])
+    for job in jobs:
         assert {name: job["resources"].get(name) for name in ON_CPU} == ASKED[job["rule"]]
-        assert job["threads"] == (4 if ASKED[job["rule"]]["gpu"] else 1)
-        jobs.append(job["rule"])
-    assert sorted(jobs) == sorted([*ASKED, "attacks"])  # and none was computed where jobs are sent
+    # And none was computed where jobs are sent.
+    assert sorted(job["rule"] for job in jobs) == sorted([*ASKED, "attacks"])
+
+
+def test_jobs_that_compute_on_a_gpu_ask_for_four_threads(scheduler, tmp_path):
+    (tmp_path / "submit").write_text(SUBMIT.replace('sh "$1"', "false").format(folder=scheduler[1]))
+    scenarios = ("standard-s3-p15-r0", "standard-s3-p05-r0")
+    for text, lost in zip(scenarios, ("training", "relevance"), strict=True):
+        run = finish(Run(tmp_path, PROFILES["tiny"], Scenario.parse(text)))
+        run.path(lost).unlink()
+    done = on_cluster(scheduler, tmp_path, [], scenarios=" ".join(scenarios))
+    assert done.returncode != 0
+    threads = {job["rule"]: job["threads"] for job in submitted(scheduler[1])}
+    assert threads == {"training": 4, "lrp": 4}
 
 
 def test_the_whole_paper_is_planned_with_a_gpu_for_each_job_that_uses_one(scheduler, tmp_path):

@@ -5,6 +5,7 @@ Snakemake decides what runs (see the Snakefile); nothing here imports it.
 
 import fcntl
 import json
+import os
 import re
 import signal
 import subprocess
@@ -16,6 +17,8 @@ from functools import cache
 from itertools import product
 from pathlib import Path
 from statistics import mean
+
+import psutil
 
 from nbsupport import ROOT
 from nbsupport.artifacts import CHAIN, STAGES, USUAL_FILTERS, Run, wanted
@@ -238,8 +241,7 @@ def execute(
     kept = [descriptor for descriptor in hold if descriptor is not None]
     process = subprocess.Popen(words, cwd=ROOT, pass_fds=kept)
     told = None
-    # Whoever ends us wants it ended too; it then tidies up after itself.
-    before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+    before = signal.signal(signal.SIGTERM, lambda *_: _end(process))
     try:
         while True:
             # The terminal has told it of Ctrl-C as well: wait until it has tidied up.
@@ -252,6 +254,18 @@ def execute(
                     told = line
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _end(process: subprocess.Popen) -> None:
+    """End a workflow and its jobs: Snakemake alone would let them finish first, for hours."""
+    with suppress(psutil.NoSuchProcess):
+        jobs = psutil.Process(process.pid).children(recursive=True)
+        process.terminate()  # first, so that no other job is begun
+        for job in jobs:
+            # Kernels have groups of their own, and papermill ends them.
+            with suppress(psutil.NoSuchProcess, ProcessLookupError):
+                if os.getpgid(job.pid) == os.getpgid(process.pid):
+                    job.terminate()
 
 
 def _asked(watch: Callable[[], str | None]) -> str | None:

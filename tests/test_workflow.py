@@ -296,6 +296,30 @@ def test_ending_the_command_line_ends_the_workflow():
     assert process.wait(20) == 1, "the child lived on or ended in another way"
 
 
+def test_ending_the_command_line_ends_the_jobs_but_leaves_kernels_to_papermill():
+    # As Snakemake does, the child waits for its job when it is told to end.
+    child = (
+        "import signal, subprocess, sys, time\n"
+        "signal.signal(signal.SIGTERM, lambda *_: None)\n"
+        "sleep = [sys.executable, '-c', 'import time; time.sleep(60)']\n"
+        "job, kernel = subprocess.Popen(sleep), subprocess.Popen(sleep, start_new_session=True)\n"
+        "print(1, flush=True)\n"
+        "ended = job.wait() == -signal.SIGTERM\n"
+        "time.sleep(1)\n"
+        "left = kernel.poll() is None\n"
+        "kernel.kill()\n"
+        "sys.exit(3 if ended and left else 4)\n"
+    )
+    code = (
+        "import sys; from nbsupport import workflow\n"
+        f"sys.exit(workflow.execute([sys.executable, '-c', {child!r}]))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "1\n"
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == 3
+
+
 def planned(capfd, *arguments):
     """Rules, and how often each would run."""
     status = main(["sweep", "--profile", "tiny", "--dry-run", *map(str, arguments)])

@@ -1,10 +1,10 @@
 """One backward sweep of relevance through one network, by the rules of one composite.
 
 Linear layers (additions and average pooling among them) share relevance by a rule of
-:mod:`nbsupport.rules`, and a :class:`Composite` says which; ReLU, dropout and flatten pass it on;
-max-pooling gives it to the winner; a concatenation cuts it into the pieces of its branches. All
-images of a batch are swept at once, and the forward pass is shared with the logits and activations
-it leaves behind.
+:mod:`nbsupport.rules`, and a :class:`Composite` says which; activations, dropout and flatten pass
+it on; max-pooling gives it to the winner; a gate gives it to its signal; a concatenation cuts it
+into the pieces of its branches. All images of a batch are swept at once, and the forward pass is
+shared with the logits and activations it leaves behind.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from nbsupport.graph import Forward, Network, Target, target_weights
-from nbsupport.models import Add, Concat
+from nbsupport.models import Add, Concat, Gate
 from nbsupport.rules import Epsilon, Gamma, Rule, Squared, affine
 from nbsupport.tracing import INPUT, named_by
 
@@ -234,6 +234,8 @@ class Attributor:
         if isinstance(m, Concat):
             channels = [run.shapes[name][1] for name in layer.inputs]
             return R.split(channels, dim=1), nothing
+        if isinstance(m, Gate):
+            return [R, R.new_zeros(run.shapes[layer.inputs[1]])], nothing
         if isinstance(m, nn.MaxPool2d):
             return [_to_winners(m, R, run.winners[layer.name], run.shapes[source])], nothing
         return [R.reshape(run.shapes[source])], nothing

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from nbsupport.devices import first_weights
-from nbsupport.models import Add, check_logits
+from nbsupport.models import Add, Gate, check_logits
 from nbsupport.tracing import INPUT, Layer, UnsupportedLayerError, copied, trace
 
 __all__ = ["Forward", "Network", "Target", "fold_batch_norm", "target_weights"]
@@ -227,6 +227,12 @@ def _check_shapes(layer: Layer, inputs: list[Tensor]) -> None:
     if isinstance(layer.module, Add) and inputs[0].shape != inputs[1].shape:
         shapes = " and ".join(str(tuple(each.shape)) for each in inputs)
         raise UnsupportedLayerError(f"layer {layer.name!r} adds {shapes}; they must be alike")
+    if isinstance(layer.module, Gate):
+        signal, gate = (tuple(each.shape) for each in inputs)
+        if len(gate) != len(signal) or any(map(lambda s, g: g not in (1, s), signal, gate)):
+            raise UnsupportedLayerError(
+                f"layer {layer.name!r} weighs {signal} by {gate}; a gate must stretch to its signal"
+            )
 
 
 def target_weights(logits: Tensor, target: Target) -> Tensor:

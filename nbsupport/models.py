@@ -17,6 +17,7 @@ __all__ = [
     "Concat",
     "ConvBlock",
     "ConvNorm",
+    "Gate",
     "Inception",
     "InceptionModule",
     "Normalise",
@@ -135,6 +136,18 @@ class Add(nn.Module):
     def forward(self, one: Tensor, other: Tensor) -> Tensor:
         """Add two maps of shape (n, c, h, w)."""
         return one + other
+
+
+class Gate(nn.Module):
+    """Weigh feature maps by numbers from 0 to 1, as squeeze and excitation does.
+
+    All relevance goes to the signal: the gate says how much passes, and not what (Arras et al.
+    2017, Explaining recurrent neural network predictions in sentiment analysis).
+    """
+
+    def forward(self, signal: Tensor, gate: Tensor) -> Tensor:
+        """Multiply maps of shape (n, c, h, w) by a gate that stretches to it, (n, c, 1, 1) say."""
+        return signal * gate
 
 
 class Normalise(nn.Module):

@@ -13,12 +13,27 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
-from nbsupport.models import Add, Concat, Normalise
+from nbsupport.models import Add, Concat, Gate, Normalise
 
 __all__ = ["INPUT", "Layer", "UnsupportedLayerError", "copied", "named_by", "penultimate", "trace"]
 
 INPUT = "<images>"
 """The name under which layers read the images."""
+
+ACTIVATIONS = (
+    nn.ReLU,
+    nn.ReLU6,
+    nn.LeakyReLU,
+    nn.ELU,
+    nn.SiLU,
+    nn.GELU,
+    nn.Hardswish,
+    nn.Tanh,
+)
+"""Functions of one unit that keep its sign: its relevance passes as it is."""
+
+GATES = (nn.Sigmoid, nn.Hardsigmoid)
+"""Functions whose values weigh what they are multiplied with, and say nothing themselves."""
 
 SUPPORTED = (
     nn.Conv2d,
@@ -27,11 +42,14 @@ SUPPORTED = (
     nn.MaxPool2d,
     nn.AvgPool2d,
     nn.AdaptiveAvgPool2d,
-    nn.ReLU,
+    *ACTIVATIONS,
     nn.Dropout,
     nn.Dropout2d,
     nn.Identity,
     nn.Flatten,
+    nn.Unflatten,
+    *GATES,
+    Gate,
     Concat,
     Add,
     Normalise,
@@ -76,8 +94,8 @@ def trace(model: nn.Module) -> tuple[Layer, ...]:
     ----------
     model : nn.Module
         Maps one batch of images to logits, by layers of the supported types or by functions that
-        do the same: ReLU, pooling, dropout, flattening, sums and concatenation. Give a copy: its
-        forward runs, on no real images.
+        do the same: activations, pooling, dropout, flattening, sums, concatenation, and products
+        with a sigmoid. Give a copy: its forward runs, on no real images.
 
     Returns
     -------
@@ -119,6 +137,8 @@ def trace(model: nn.Module) -> tuple[Layer, ...]:
         elif not _lengths(node):
             for layer in _read(node, model, names, layers, nodes):
                 layers[layer.name], names[node] = layer, layer.name
+    if layers and _is_gate(last := list(layers)[-1], layers):
+        raise UnsupportedLayerError(f"layer {last!r} {_PROBABILITIES}")
     read = {name for layer in layers.values() for name in layer.inputs}
     for name in list(layers)[:-1]:
         if name not in read:
@@ -157,15 +177,18 @@ def penultimate(model: nn.Module) -> str | None:
 
 
 class _Proxy(fx.Proxy):
-    # Without this a traced += would look like a + that makes a new tensor.
+    # Without these a traced += would look like a + that makes a new tensor.
     def __iadd__(self, other):
         return self.tracer.create_proxy("call_function", operator.iadd, (self, other), {})
+
+    def __imul__(self, other):
+        return self.tracer.create_proxy("call_function", operator.imul, (self, other), {})
 
 
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, module, name):
-        known = isinstance(module, SUPPORTED) or _is_torchvision_normalize(module)
-        return known or super().is_leaf_module(module, name)
+        known = isinstance(module, SUPPORTED) or _of_torchvision(module)
+        return bool(known) or super().is_leaf_module(module, name)
 
     def proxy(self, node):
         return _Proxy(node, self)
@@ -175,9 +198,22 @@ class _Tracer(fx.Tracer):
         return root_fn, [self.root, self.create_proxy("placeholder", "x", (), {})]
 
 
-def _is_torchvision_normalize(module) -> bool:
-    kind = type(module)
-    return kind.__name__ == "Normalize" and kind.__module__.startswith("torchvision.transforms")
+def _of_torchvision(module) -> nn.Module | None:
+    """Give the layer that does the same, where torchvision has one of its own."""
+    kind = f"{type(module).__module__.split('.')[0]}.{type(module).__name__}"
+    if kind == "torchvision.Normalize":
+        return Normalise(module.mean, module.std)
+    if kind == "torchvision.StochasticDepth":
+        return nn.Identity()  # but for training
+    return None
+
+
+def _is_gate(name: str, layers) -> bool:
+    """Whether a layer gives numbers from 0 to 1, reshaped perhaps."""
+    layer = layers.get(name)
+    if layer and isinstance(layer.module, nn.Flatten | nn.Unflatten | nn.Identity):
+        return _is_gate(layer.inputs[0], layers)
+    return bool(layer) and isinstance(layer.module, GATES)
 
 
 def _names(types):
@@ -196,8 +232,7 @@ def _read(node, model, names, layers, nodes) -> list[Layer]:
         called, modules, sources = node.target, model.get_submodule(node.target), node.args
         if node.kwargs:
             raise UnsupportedLayerError(f"layer {called!r} must be called without keywords")
-        if _is_torchvision_normalize(modules):
-            modules = Normalise(modules.mean, modules.std)
+        modules = _of_torchvision(modules) or modules
     else:
         called = f"{place}.{node.name}".lstrip(".")
         try:
@@ -218,8 +253,12 @@ def _read(node, model, names, layers, nodes) -> list[Layer]:
         problem = None if found else _unreadable(sources, names)
         if problem := problem or _problem(module):
             raise UnsupportedLayerError(f"layer {name!r} {problem}")
-        inputs = (found[-1].name,) if found else tuple(names[source] for source in sources)
-        found.append(Layer(name, module, inputs))
+        inputs = [found[-1].name] if found else [names[source] for source in sources]
+        if problem := _misplaced(module, [_is_gate(each, layers) for each in inputs]):
+            raise UnsupportedLayerError(f"layer {name!r} {problem}")
+        if isinstance(module, Gate):
+            inputs.sort(key=lambda each: _is_gate(each, layers))  # the signal, then the gate
+        found.append(Layer(name, module, tuple(inputs)))
     if getattr(modules, "inplace", False) or node.target in _OVERWRITING:
         later = nodes[nodes.index(node) + 1 :]
         if reader := next((user for user in sources[0].users if user in later), None):
@@ -236,14 +275,27 @@ def _unreadable(sources, names) -> str | None:
     return None
 
 
+def _misplaced(module, gated) -> str | None:
+    """Say what is wrong with a gate; `gated` tells which inputs come from a sigmoid."""
+    if isinstance(module, Gate):
+        if sum(gated) != 1:
+            return "multiplies: one factor, and one alone, must come straight from a sigmoid"
+    elif any(gated) and not isinstance(module, nn.Flatten | nn.Unflatten | nn.Identity):
+        return "reads a sigmoid, which may only weigh what it is multiplied with"
+    return None
+
+
+_PROBABILITIES = (
+    "makes probabilities: at the end leave it out, for the logits before it are explained; "
+    "inside a network it has no rule"
+)
+
+
 def _problem(module) -> str | None:
     """Say what keeps relevance from passing a layer exactly, if anything does."""
     # Exact types: a subclass may compute something else.
     if isinstance(module, nn.Softmax | nn.LogSoftmax):
-        return (
-            "makes probabilities: at the end leave it out, for the logits before it are explained; "
-            "inside a network it has no rule"
-        )
+        return _PROBABILITIES
     if type(module) not in SUPPORTED:
         return f"is of type {type(module).__name__}; supported: {_names(SUPPORTED)}"
     if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
@@ -264,13 +316,19 @@ def _problem(module) -> str | None:
         return "must divide the sum of each window by the number of its pixels, padding included"
     if isinstance(module, nn.Flatten) and (module.start_dim, module.end_dim) != (1, -1):
         return "must keep the images apart and flatten all the rest (start_dim=1)"
+    if isinstance(module, nn.Unflatten) and module.dim != 1:
+        return "must keep the images apart (dim=1)"
     return None
 
 
 # What a function is called with, and the layer (or layers, one behind the other) that does the same
 # on its sources. A call that does not fit here is refused.
-def _relu(x, inplace=False):
-    return nn.ReLU(inplace), x
+def _activation(kind):
+    return lambda x, *settings, **named: (kind(*settings, **named), x)
+
+
+def _product(x, y):
+    return Gate(), x, y
 
 
 def _sum(x, y):
@@ -286,14 +344,20 @@ def _flat(x, start_dim=0, end_dim=-1):
 
 
 def _rows(x, *shape):
-    """Reshape to one row an image: ``x.view(x.size(0), -1)`` or ``x.view(-1, 400)``."""
-    n, rest = shape if len(shape) == 2 else shape[0]
+    """Reshape to one row an image: ``x.view(x.size(0), -1)`` or ``x.view(-1, 400)``.
+
+    Or to maps of one pixel, as a gate of dense layers is made: ``x.view(n, c, 1, 1)``.
+    """
+    n, rest, *sides = shape if len(shape) > 1 else shape[0]
+    if sides not in ([], [1, 1]):
+        return ()
     # That 400, or x.size(1), is all an image has is seen when the network is tried on images.
     if of := _lengths(n):
         one_each = of[1] == (0,) and (isinstance(rest, int) or _lengths(rest))
     else:
         one_each = n == -1 and (isinstance(rest, int) or _lengths(rest))
-    return (nn.Flatten(), x) if one_each else ()
+    spread = (nn.Unflatten(1, (-1, 1, 1)),) if sides else ()
+    return ((nn.Flatten(), *spread), x) if one_each else ()
 
 
 def _mean(x, dim=None, keepdim=False):
@@ -309,7 +373,7 @@ def _dropout(x, p=0.5, training=True, inplace=False):
     return nn.Dropout(p).eval(), x
 
 
-def _nothing(x):
+def _nothing(x, *_):
     return nn.Identity(), x
 
 
@@ -357,14 +421,27 @@ def _global_pool(x, output_size):
 
 # Functions by themselves, methods of a tensor by name.
 _FUNCTIONS = {
-    **dict.fromkeys((F.relu, torch.relu, torch.relu_, F.relu_, "relu", "relu_"), _relu),
+    **dict.fromkeys(
+        (F.relu, torch.relu, torch.relu_, F.relu_, "relu", "relu_"), _activation(nn.ReLU)
+    ),
+    **dict.fromkeys((torch.tanh, "tanh"), _activation(nn.Tanh)),
+    **dict.fromkeys((torch.sigmoid, "sigmoid"), _activation(nn.Sigmoid)),
+    F.relu6: _activation(nn.ReLU6),
+    F.leaky_relu: _activation(nn.LeakyReLU),
+    F.elu: _activation(nn.ELU),
+    F.silu: _activation(nn.SiLU),
+    F.gelu: _activation(nn.GELU),
+    F.hardswish: _activation(nn.Hardswish),
+    F.hardsigmoid: _activation(nn.Hardsigmoid),
+    **dict.fromkeys((operator.mul, operator.imul, torch.mul, "mul", "mul_"), _product),
     **dict.fromkeys((operator.add, operator.iadd, torch.add, "add", "add_"), _sum),
     **dict.fromkeys((torch.cat, torch.concat, torch.concatenate), _concatenation),
     **dict.fromkeys((torch.flatten, "flatten"), _flat),
     **dict.fromkeys(("view", "reshape", torch.reshape), _rows),
     **dict.fromkeys((torch.mean, "mean"), _mean),
     **dict.fromkeys((F.dropout, F.dropout2d), _dropout),
-    "contiguous": _nothing,
+    # That a gate which is stretched by hand is multiplied with its model is seen when tried.
+    **dict.fromkeys(("contiguous", "expand_as"), _nothing),
     **dict.fromkeys(
         (F.softmax, F.log_softmax, torch.softmax, torch.log_softmax, "softmax", "log_softmax"),
         _probabilities,
@@ -374,7 +451,7 @@ _FUNCTIONS = {
     F.adaptive_avg_pool2d: _global_pool,
 }
 _SIZED = ("view", "reshape", torch.reshape, F.avg_pool2d)
-_OVERWRITING = (operator.iadd, torch.relu_, F.relu_, "relu_", "add_")
+_OVERWRITING = (operator.iadd, operator.imul, torch.relu_, F.relu_, "relu_", "add_", "mul_")
 
 
 def _lengths(node) -> tuple[fx.Node, tuple[int, ...]] | None:

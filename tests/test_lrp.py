@@ -168,8 +168,8 @@ def test_wrong_settings_name_the_choices(model, images):
 
 
 def test_unsupported_layers_are_refused_by_name(images):
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.SiLU(), nn.Flatten(), nn.Linear(3600, 10))
-    with pytest.raises(lrp.UnsupportedLayerError, match="'1' is of type SiLU"):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Softplus(), nn.Flatten(), nn.Linear(3600, 10))
+    with pytest.raises(lrp.UnsupportedLayerError, match="'1' is of type Softplus"):
         lrp.explain(model, images, composite="paper")
 
 

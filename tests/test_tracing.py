@@ -11,7 +11,7 @@ from torch.nn.utils import prune
 
 from nbsupport import lrp
 from nbsupport.graph import Network
-from nbsupport.models import Add, Concat, Normalise, build
+from nbsupport.models import Add, Concat, Gate, Normalise, build
 from nbsupport.tracing import INPUT, UnsupportedLayerError, named_by, penultimate, trace
 
 
@@ -141,11 +141,46 @@ def add_in_place(block, x):
     return block.act(z + x)
 
 
+def multiply_in_place(y, x):
+    z = y
+    y *= x.sigmoid()
+    return z + x
+
+
 REFUSED = {
-    "product": (Block(lambda b, x: b.conv(x) * x), r"'mul' in '0'.*\bAdd\b"),
+    "product": (Block(lambda b, x: b.conv(x) * x), r"'0.mul' multiplies: one factor.*sigmoid"),
+    "product with a number": (Block(lambda b, x: b.conv(x) * 2), r"'0.mul' must be called with"),
+    "product of gates": (
+        Block(lambda b, x: b.act(b.conv(x.sigmoid() * torch.sigmoid(x)))),
+        r"'0.mul' multiplies: one factor, and one alone",
+    ),
+    "gate overwritten by a product": (
+        Block(lambda b, x: (y := b.conv(x)).mul_(x.sigmoid()) + y),
+        r"'0.mul_' overwrites what 'add' reads",
+    ),
+    "product over what is read again": (
+        Block(lambda b, x: multiply_in_place(b.conv(x), x)),
+        r"'0.imul' overwrites what 'add' reads",
+    ),
+    "layer behind a sigmoid": (
+        Block(lambda b, x: b.conv(F.hardsigmoid(x))),
+        r"'0.conv' reads a sigmoid, which may only weigh",
+    ),
+    "layer behind a sigmoid in another shape": (
+        nn.Sequential(nn.Sigmoid(), nn.Flatten(), nn.Linear(3, 2)),
+        r"'0.2' reads a sigmoid",
+    ),
+    "quotient": (Block(lambda b, x: b.conv(x) / x), r"'truediv' in '0'.*\bAdd\b"),
+    "maps out of rows of no image": (nn.Unflatten(0, (2, 2)), r"'0' must keep the images apart"),
+    "maps of some pixels": (
+        Block(lambda b, x: b.conv(x).view(x.size(0), x.size(1), 2, 2)),
+        r"'view' in '0'",
+    ),
     "sum with a number": (Block(lambda b, x: b.conv(x) + 1.0), r"'0.add' must be called with out"),
     "scaled sum": (Block(lambda b, x: torch.add(b.conv(x), x, alpha=2)), r"'add' in '0'"),
-    "method": (Block(lambda b, x: b.conv(x).sigmoid()), r"'sigmoid' in '0'"),
+    "method": (Block(lambda b, x: b.conv(x).exp()), r"'exp' in '0'"),
+    "sigmoid": (nn.Sigmoid(), r"'1' makes probabilities: at the end leave it out"),
+    "method of a sigmoid": (Block(lambda b, x: b.conv(x).sigmoid()), r"'1' makes probabilities"),
     "maps side by side": (Block(lambda b, x: torch.cat([b.conv(x), x], 2)), r"'cat' in '0'"),
     "images as one": (
         Block(lambda b, x: torch.flatten(b.conv(x))),
@@ -233,7 +268,7 @@ REFUSED = {
     "branch on values": (Block(branch), "branches on tensors"),
     "dead end": (Block(unused), r"'0.conv' is computed but never"),
     "early exit": (Block(early), r"'0.act' is computed but never"),
-    "unknown type": (nn.GELU(), r"'0' is of type GELU"),
+    "unknown type": (nn.Softplus(), r"'0' is of type Softplus"),
     "subclass": (Standardised(3, 3, 1), r"'0' is of type Standardised"),
     "parametrised": (
         nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 3, 1)),
@@ -356,8 +391,8 @@ def test_functions_are_named_by_the_module_that_calls_them(images):
     ]  # fmt: skip
     with torch.no_grad():
         assert torch.allclose(Network(model).forward(images).logits, model(images), atol=1e-6)
-    model.stage[0].function = lambda b, x: torch.sigmoid(b.conv(x))
-    with pytest.raises(UnsupportedLayerError, match=r"'sigmoid' in 'stage\.0'"):
+    model.stage[0].function = lambda b, x: torch.exp(b.conv(x))
+    with pytest.raises(UnsupportedLayerError, match=r"'exp' in 'stage\.0'"):
         trace(model)
 
 
@@ -452,7 +487,81 @@ def test_a_network_may_keep_its_weights_as_buffers(images):
     assert torch.equal(*maps)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "googlenet", "vgg11_bn", "squeezenet1_1"])
+ACTIVATIONS = {
+    "relu6": (nn.ReLU6(), F.relu6),
+    "leaky relu": (nn.LeakyReLU(0.2), lambda x: F.leaky_relu(x, 0.2)),
+    "elu": (nn.ELU(0.7), lambda x: F.elu(x, alpha=0.7)),
+    "silu": (nn.SiLU(), F.silu),
+    "silu by hand": (nn.SiLU(), lambda x: x * torch.sigmoid(x)),
+    "gelu": (nn.GELU("tanh"), lambda x: F.gelu(x, approximate="tanh")),
+    "hardswish": (nn.Hardswish(), F.hardswish),
+    "tanh": (nn.Tanh(), torch.tanh),
+}
+
+
+class Squeezed(nn.Module):
+    """A convolution whose channels are weighed by what dense layers make of their means."""
+
+    def __init__(self, activation, weigh):
+        super().__init__()
+        self.activation, self.weigh = activation, weigh
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.conv = nn.Conv2d(3, 6, 5, stride=3, bias=False)
+            self.less, self.more = nn.Linear(6, 2), nn.Linear(2, 6)
+            self.head = nn.Linear(600, 4, bias=False)
+        self.conv.weight.data *= 5  # values far enough from 0 to be bent
+
+    def forward(self, x):
+        x = self.activation(self.conv(x))
+        n, c, _, _ = x.size()
+        gate = torch.sigmoid(self.more(F.relu(self.less(x.mean((2, 3))))))
+        return self.head(self.weigh(x, gate.view(n, c, 1, 1)).flatten(1))
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_activations_pass_relevance_on_and_gates_get_none(name, images):
+    layer, function = ACTIVATIONS[name]
+    images = images.double()
+    forms = {
+        "layers": Squeezed(layer, Gate()),
+        "functions": Squeezed(function, lambda x, gate: gate.expand_as(x) * x),
+        "in place": Squeezed(layer, operator.imul),
+    }
+    exact = lrp.Composite(convolution=lrp.Epsilon(1e-14), dense=lrp.Epsilon(1e-14))
+    found = {
+        form: lrp.explain(model.double(), images, target=2, composite=exact)
+        for form, model in forms.items()
+    }
+    # Without biases the epsilon rule is gradient times input, once activation and gate are numbers
+    # by which a unit is multiplied, and not functions of it.
+    held = Squeezed(lambda z: z * (layer(z) / z).detach(), lambda x, gate: x * gate.detach())
+    point = images.clone().requires_grad_()
+    logit = held.double()(point)[:, 2]
+    (gradient,) = torch.autograd.grad(logit.sum(), point)
+    expected = (images * gradient).sum(1)
+    assert torch.allclose(expected.sum((1, 2)), logit, rtol=1e-9)
+    for form, explanation in found.items():
+        assert torch.allclose(explanation.heatmaps, expected, rtol=1e-6, atol=1e-9), form
+    gamma = lrp.Composite(convolution=lrp.Gamma(0.25, epsilon=1e-14), dense=lrp.Epsilon(1e-14))
+    other = lrp.explain(forms["layers"], images, target=2, composite=gamma)
+    assert torch.allclose(other.heatmaps.sum((1, 2)), logit, rtol=1e-9)
+    assert not torch.allclose(other.heatmaps, expected, rtol=0.1)
+
+
+def test_a_gate_must_stretch_to_its_signal(images):
+    model = nn.Sequential(Block(lambda b, x: x.mean((2, 3), keepdim=True) * b.conv(x).sigmoid()))
+    with pytest.raises(UnsupportedLayerError, match=r"'0.mul' weighs \(4, 3, 1, 1\) by \(4, 3, 32"):
+        Network(model).forward(images)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "resnet18", "googlenet", "vgg11_bn", "squeezenet1_1", "densenet121", "mobilenet_v3_small",
+        "efficientnet_b0",
+    ],
+)  # fmt: skip
 def test_networks_of_torchvision_are_understood(name, images):
     options = {"init_weights": False} if name == "googlenet" else {}
     with torch.random.fork_rng():

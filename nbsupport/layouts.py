@@ -205,13 +205,18 @@ def locate(folder: Path, seed: int) -> Source:
                 f"the whole set has 39209): that one cannot be compared with the paper."
             )
         raise DataError(f"{base} has Training but not {' and '.join(missing)}.{hint} {_ADVICE}")
-    try:
-        found = sorted(p.name + "/" * isdir(p) for p in folder.iterdir())
-    except OSError as error:  # a folder that may be entered but not listed
-        raise _unreadable(folder, error) from None
+    found = [p.name + "/" * isdir(p) for p in _listed(folder)]
     shown = ", ".join(found[:8]) + (f" and {len(found) - 8} more" if len(found) > 8 else "")
     what = f"holds no layout of GTSRB, only: {shown}" if found else "is empty"
     raise DataError(f"the folder {folder} {what}. {_ADVICE}")
+
+
+def _listed(folder: Path) -> list[Path]:
+    """What lies in a folder, in order of names."""
+    try:
+        return sorted(folder.iterdir())
+    except OSError as error:  # one that may be entered but not listed
+        raise _unreadable(folder, error) from None
 
 
 def _below(folder: Path) -> list[Path]:
@@ -275,13 +280,11 @@ def _paper_entry(folder: str, class_name: str, name: str, where) -> _Entry | Non
 def _paper_entries(base: Path) -> list[_Entry]:
     entries = []
     for folder in FOLDERS:
-        for class_folder in sorted(filter(isdir, (base / folder).iterdir())):
+        for class_folder in filter(isdir, _listed(base / folder)):
             _class_of(class_folder.name, class_folder)
-            with os.scandir(class_folder) as files:
-                found = (
-                    _paper_entry(folder, class_folder.name, f.name, Path(f.path)) for f in files
-                )
-                entries += [e for e in found if e]
+            files = _listed(class_folder)
+            found = (_paper_entry(folder, class_folder.name, f.name, f) for f in files)
+            entries += [e for e in found if e]
     _check_counts(base, "paper", entries)
     return sorted(entries)
 
@@ -339,7 +342,7 @@ def _official_entries(root: Path | None, seed: int) -> tuple[list[_Entry], list[
             raise DataError(f"there is no {name}/Images in {root}. {_ADVICE}")
     entries = []
     training = root / "Final_Training" / "Images"
-    for class_folder in sorted(filter(isdir, training.iterdir())):
+    for class_folder in filter(isdir, _listed(training)):
         label = _class_of(class_folder.name, class_folder)
         for path in class_folder.glob("[!.]*.ppm"):  # macOS lays ._<name> beside what it unpacks
             match = re.fullmatch(r"(\d+)_(\d+)", path.stem)

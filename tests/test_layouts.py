@@ -199,14 +199,34 @@ def test_an_archive_that_cannot_be_opened_is_named(paper, tmp_path, monkeypatch)
         load(packed, tmp_path)
 
 
-def test_a_folder_that_may_be_entered_but_not_listed_is_named(tmp_path, monkeypatch):
-    def refuse(*_):
-        raise PermissionError(13, "Permission denied")
+@pytest.mark.parametrize(
+    ("layout", "place"),
+    [
+        (None, "."),
+        ("paper", "Validation"),
+        ("paper", "Testing/00001"),
+        ("official", "GTSRB/Final_Training/Images"),
+    ],
+)
+def test_a_folder_that_may_be_entered_but_not_listed_is_named(
+    layout, place, tmp_path, monkeypatch, request
+):
+    base = request.getfixturevalue(layout) if layout else tmp_path
+    closed = base / place
+    assert closed.is_dir()
+
+    def refusing(function):
+        def listing(path="."):
+            if Path(path) == closed:
+                raise PermissionError(13, "Permission denied")
+            return function(path)
+
+        return listing
 
     for name in ("scandir", "listdir"):
-        monkeypatch.setattr(os, name, refuse)
-    with pytest.raises(DataError, match=r"cannot be read \(Permission denied"):
-        layouts.locate(tmp_path, 0)
+        monkeypatch.setattr(os, name, refusing(getattr(os, name)))
+    with pytest.raises(DataError, match=rf"{closed} cannot be read \(Permission denied"):
+        layouts.locate(base, 0)
 
 
 def test_a_changed_file_is_noticed(paper, tmp_path):

@@ -32,6 +32,10 @@ def test_moments_and_law_equal_the_naive_sums(maps, shape):
     moments = distances.distance_moments(grid, shape)
     law = distances.distance_distribution(grid, shape)
     quantiles = distances.distance_quantiles(grid, 16, shape)
+    whole = gw.grid_distances(shape)
+    np.testing.assert_allclose(law.distances, np.unique(whole.round(12)), rtol=1e-11)
+    assert (law.mass >= 0).all()
+    assert not law.mass[law.distances > law.diameter[:, None]].any()
     for k, row in enumerate(grid):
         cloud = gw.point_cloud(row, shape)
         C, p = cloud.C, cloud.p

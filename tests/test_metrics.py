@@ -303,6 +303,11 @@ def test_wilson_encloses_its_rate_for_every_count():
             assert 0 <= interval.low <= interval.estimate <= interval.high <= 100
 
 
+def test_the_interval_of_a_mean_stays_inside_0_to_100():
+    assert metrics.summarised(99.0, 40.0, 50, runs=2).high == 100
+    assert metrics.summarised(1.0, 40.0, 50, runs=2).low == 0
+
+
 def test_hits_of_a_rate_and_the_images_behind_it():
     counts = metrics.Confusion(tp=8, fn=2, tn=85, fp=5).record()
     assert [metrics.hits(counts, rate) for rate in ("acc", "tpr", "tnr")] == [

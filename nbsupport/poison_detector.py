@@ -267,7 +267,8 @@ def _weights(evidence: np.ndarray) -> np.ndarray:
     and its gain the median. So each gain counts for the unmeasured ones of images like it.
     """
     weights, known = np.ones_like(evidence), ~np.isnan(evidence[..., 1])
-    lead, _, narrow = np.moveaxis(evidence > np.nanmedian(evidence, axis=0), 2, 0)
+    others = evidence[..., ::2]  # known of every image
+    lead, narrow = np.moveaxis(others > np.median(others, axis=0), 2, 0)
     for alike in (lead & narrow, lead & ~narrow, ~lead & narrow, ~lead & ~narrow):
         each = alike.sum(0) / np.maximum((alike & known).sum(0), 1)
         weights[..., 1] = np.where(alike, each, weights[..., 1])

@@ -266,7 +266,7 @@ def test_a_network_is_tried_on_the_images_first(own):
             ValueError,
             r"images of \(3, 32, 32\): .*shapes cannot",
         ),
-        (nn.Sequential(linear(), nn.GELU()), UnsupportedLayerError, "of type GELU"),
+        (nn.Sequential(linear(), nn.Softplus()), UnsupportedLayerError, "of type Softplus"),
         (Twice(), ValueError, "returns a tuple; wrap it"),
     ],
 )

@@ -35,6 +35,9 @@ ACTIVATIONS = (
 GATES = (nn.Sigmoid, nn.Hardsigmoid)
 """Functions whose values weigh what they are multiplied with, and say nothing themselves."""
 
+RESHAPES = (nn.Flatten, nn.Unflatten, nn.Identity)
+"""Layers behind which a gate is still a gate."""
+
 SUPPORTED = (
     nn.Conv2d,
     nn.Linear,
@@ -45,9 +48,7 @@ SUPPORTED = (
     *ACTIVATIONS,
     nn.Dropout,
     nn.Dropout2d,
-    nn.Identity,
-    nn.Flatten,
-    nn.Unflatten,
+    *RESHAPES,
     *GATES,
     Gate,
     Concat,
@@ -211,7 +212,7 @@ def _of_torchvision(module) -> nn.Module | None:
 def _is_gate(name: str, layers) -> bool:
     """Whether a layer gives numbers from 0 to 1, reshaped perhaps."""
     layer = layers.get(name)
-    if layer and isinstance(layer.module, nn.Flatten | nn.Unflatten | nn.Identity):
+    if layer and isinstance(layer.module, RESHAPES):
         return _is_gate(layer.inputs[0], layers)
     return bool(layer) and isinstance(layer.module, GATES)
 
@@ -238,6 +239,8 @@ def _read(node, model, names, layers, nodes) -> list[Layer]:
         try:
             if node.target not in _SIZED and any(map(_lengths, node.all_input_nodes)):
                 raise ValueError  # a size where only numbers are understood
+            if node.target == "expand_as" and not _is_gate(names.get(node.args[0]), layers):
+                raise ValueError  # only a product stretches by itself
             modules, *sources = _FUNCTIONS[node.target](*node.args, **node.kwargs)
         except (KeyError, TypeError, ValueError):
             raise UnsupportedLayerError(
@@ -280,7 +283,7 @@ def _misplaced(module, gated) -> str | None:
     if isinstance(module, Gate):
         if sum(gated) != 1:
             return "multiplies: one factor, and one alone, must come straight from a sigmoid"
-    elif any(gated) and not isinstance(module, nn.Flatten | nn.Unflatten | nn.Identity):
+    elif any(gated) and not isinstance(module, RESHAPES):
         return "reads a sigmoid, which may only weigh what it is multiplied with"
     return None
 
@@ -440,7 +443,6 @@ _FUNCTIONS = {
     **dict.fromkeys(("view", "reshape", torch.reshape), _rows),
     **dict.fromkeys((torch.mean, "mean"), _mean),
     **dict.fromkeys((F.dropout, F.dropout2d), _dropout),
-    # That a gate which is stretched by hand is multiplied with its model is seen when tried.
     **dict.fromkeys(("contiguous", "expand_as"), _nothing),
     **dict.fromkeys(
         (F.softmax, F.log_softmax, torch.softmax, torch.log_softmax, "softmax", "log_softmax"),

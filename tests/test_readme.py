@@ -216,7 +216,7 @@ def where_we_stand():
     took = minutes.groupby(["float32", "threads"]).minutes
     ranges = {kind: f"{some.min():.0f} to {some.max():.0f}" for kind, some in took}
     yield f"(a training took {ranges[False, 1]} minutes on one shared core"
-    yield f"without bfloat16 {ranges[True, 1]}, or {ranges[True, 2]} on two"
+    yield f"without bfloat16 {ranges[True, 1]}, or {ranges[True, 2]} on two)"
 
     masr = [network(f"label_consistent-s3-p{p}-r0")["masr"] for p in ("10", "05")]
     printed = [

@@ -154,7 +154,7 @@ REFUSED = {
         Block(lambda b, x: b.act(b.conv(x.sigmoid() * torch.sigmoid(x)))),
         r"'0.mul' multiplies: one factor, and one alone",
     ),
-    "gate overwritten by a product": (
+    "signal overwritten by a product": (
         Block(lambda b, x: (y := b.conv(x)).mul_(x.sigmoid()) + y),
         r"'0.mul_' overwrites what 'add' reads",
     ),
@@ -169,6 +169,10 @@ REFUSED = {
     "layer behind a sigmoid in another shape": (
         nn.Sequential(nn.Sigmoid(), nn.Flatten(), nn.Linear(3, 2)),
         r"'0.2' reads a sigmoid",
+    ),
+    "signal stretched by hand": (
+        Block(lambda b, x: torch.cat([x, b.conv(x).mean((2, 3), keepdim=True).expand_as(x)], 1)),
+        r"'expand_as' in '0'",
     ),
     "quotient": (Block(lambda b, x: b.conv(x) / x), r"'truediv' in '0'.*\bAdd\b"),
     "maps out of rows of no image": (nn.Unflatten(0, (2, 2)), r"'0' must keep the images apart"),

@@ -179,10 +179,14 @@ def where_we_stand():
     )
     yield "these are the two rates in which `PoisonDetector` stays behind the paper"
     here = set(PAPER) & set(read("networks").scenario)
-    yield f"Of its {len(PAPER)} runs {len(here)} are published here"
-    left = WORDS[len(PAPER) - len(here)]
-    yield f"ten times, {left} are still to come"
-    yield f"{left.capitalize()} of the paper's {len(PAPER)} runs are still to come"
+    if left := len(PAPER) - len(here):
+        come = f"{WORDS[left]} {'is' if left == 1 else 'are'} still to come"
+        yield f"Of its {len(PAPER)} runs {len(here)} are published here"
+        yield f"ten times, {come}"
+        yield come.replace(" ", f" of the paper's {len(PAPER)} runs ", 1).capitalize()
+    else:
+        yield f"All of its {len(PAPER)} runs are published here"
+        yield f"All of the paper's {len(PAPER)} runs are there"
 
     first, faint, third = (network(f"amplitude-a64-p33-r{r}") for r in range(3))
     yield f"(silhouette {faint['silhouette']:.2f}) than those of some clean classes"

@@ -23,11 +23,22 @@ $(if $(strip $(unknown)),$(error no setting is called $(strip $(unknown)); there
 
 $(if $(filter ask yes no,$(KEEP)),,$(error KEEP is '$(KEEP)'; choose ask, yes or no))
 
+# Some are read by few commands; another one would pass over them and do something else.
+read_by = $(if $(and $(filter $(1),$(given)),$(MAKECMDGOALS)),$(if $(filter $(2),$(MAKECMDGOALS)),,\
+	$(error $(1) says nothing to 'make $(MAKECMDGOALS)'; it is read by $(2))))
+$(call read_by,GRID,sweep resume-sweep)
+$(call read_by,FILTERS,beyond resume-beyond)
+$(call read_by,KEEP,figures)
+$(call read_by,FIGURES,figures)
+$(if $(and $(filter SCENARIOS,$(given)),$(filter sweep resume-sweep,$(MAKECMDGOALS))),\
+	$(error a grid names its scenarios itself; give GRID without SCENARIOS, or 'make run'))
+
 # A list made by a loop in the shell comes with line ends, which a recipe cannot hold.
 define newline
 
 
 endef
+named := $(filter-out file,$(origin SCENARIOS))
 override SCENARIOS := $(subst $(newline), ,$(SCENARIOS))
 
 # A quoted ~ reaches no shell that would expand it.
@@ -81,7 +92,7 @@ surrogate: $(READY)  ## take the published clean network, which some attacks nee
 	@nbsupport surrogate $(PLACE) --data "$(DATA)"
 
 status: $(READY)  ## what is finished, what is missing, how long the rest will take
-	@nbsupport status $(PLACE) $(MACHINE) --scenarios $(SCENARIOS)
+	@nbsupport status $(PLACE) $(MACHINE) $(if $(named),--scenarios $(SCENARIOS))
 
 ablation: $(READY)  ## is it LRP or is it GW? every representation, distance and clusterer
 	@nbsupport run $(BATCH) $(UNLOCK) --stage ablation --scenarios $(SCENARIOS) \

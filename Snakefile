@@ -7,6 +7,7 @@ Snakemake decides which notebooks run, where and in what order; papermill runs e
 (for every_beyond: what is dropped before a second training).
 """
 
+import math
 import os
 import shutil
 import sys
@@ -14,7 +15,7 @@ import sys
 from snakemake.exceptions import WorkflowError
 
 from nbsupport.artifacts import CHAIN, FILTERS, STAGES, USUAL_FILTERS
-from nbsupport.scenarios import Profile, Scenario, expand
+from nbsupport.scenarios import PROFILES, Profile, Scenario, expand
 
 KNOWN = {"profile", "scenarios", "runs", "data", "device", "minutes", "filters"}
 if unknown := set(config) - KNOWN:
@@ -26,7 +27,8 @@ try:
 except ValueError as error:
     sys.exit(str(error))
 
-DROP = str(config.get("filters", " ".join(USUAL_FILTERS))).replace(",", " ").split()
+# Snakemake reads "filters=" as None.
+DROP = str(config.get("filters") or " ".join(USUAL_FILTERS)).replace(",", " ").split()
 if unknown := set(DROP) - set(FILTERS):
     sys.exit(f"unknown filters {sorted(unknown)}; choose among {', '.join(FILTERS)}")
 
@@ -34,17 +36,27 @@ if unknown := set(DROP) - set(FILTERS):
 POISONED = [scenario for scenario in SCENARIOS if scenario.attack != "clean"]
 RUNS = str(config.get("runs", "data/runs"))
 DEVICE = str(config.get("device", "auto"))
+if DEVICE not in (known := ("auto", "cpu", "cuda")):
+    sys.exit(f"device is {DEVICE!r}; choose among {', '.join(known)}")
 DATA = str(config.get("data", "auto"))
 RUN = f"{RUNS}/{PROFILE}/{{scenario}}"
 # Generous: five times what one core without bfloat16 needs for the longest step, the training (fast:
-# 120 minutes). A hung job ends instead of holding the batch.
+# 120 minutes); more epochs than usual take longer. A hung job ends instead of holding the batch.
 LIMITS = {"tiny": 20, "demo": 120, "fast": 600}
-MINUTES = int(config.get("minutes", LIMITS.get(PROFILE.name.partition("-")[0], 1440)))
+USUAL = PROFILES[PROFILE.name.partition("-")[0]]
+LIMIT = math.ceil(LIMITS.get(USUAL.name, 1440) * max(1, PROFILE.epochs / USUAL.epochs))
+MINUTES = str(config.get("minutes", LIMIT))
+if not MINUTES.isdecimal() or int(MINUTES) < 1:
+    sys.exit(f"minutes is {MINUTES!r}; the time limit of a step is a whole number from 1 on")
+MINUTES = int(MINUTES)
 GPU = DEVICE == "cuda" or (DEVICE == "auto" and shutil.which("nvidia-smi") is not None)
-# Several scenarios share the cores of a machine best when each job keeps to few threads. A cluster
-# counts jobs and not cores: its profile tells the threads of each rule (set-threads).
+# Several scenarios share the cores of a machine best when each job keeps to few threads; the last
+# ones of a batch have them to themselves. A cluster counts jobs and not cores: its profile tells the
+# threads of each rule (set-threads).
+LAST = {s: "training" if s.attack == "clean" else "detection" for s in SCENARIOS}
+LEFT = [s for s in LAST if not os.path.exists(f"{RUNS}/{PROFILE}/{s}/{LAST[s]}.json")]
 try:
-    THREADS = max(1, workflow.cores // len(SCENARIOS))
+    THREADS = max(1, workflow.cores // len(LEFT or SCENARIOS))
 except WorkflowError:
     THREADS = 1
 

@@ -25,6 +25,7 @@ __all__ = [
     "amplitude_pattern",
     "apply",
     "blend_pattern",
+    "check",
     "pgd",
     "poison",
     "sinusoid",
@@ -168,6 +169,25 @@ def poison(
     }
     order = np.argsort(columns["ids"], kind="stable")
     return Manifest(**{name: column[order] for name, column in columns.items()})
+
+
+def check(scenario: Scenario, dataset: "Dataset") -> None:
+    """Refuse an attack that these images are too few for, before anything is computed.
+
+    Parameters
+    ----------
+    scenario : Scenario
+        The attack.
+    dataset : Dataset
+        Clean data.
+
+    Raises
+    ------
+    ValueError
+        If the rate asks for more images than the attacked classes have, or for none at all.
+    """
+    for number, name in enumerate(POISONED_SPLITS):
+        _victims(scenario, getattr(dataset, name), number, scenario.rng(name))
 
 
 def apply(manifest: Manifest, dataset: "Dataset") -> "Dataset":
@@ -415,15 +435,10 @@ def sinusoid(amplitude: float, shape: tuple[int, int] = (IMAGE_SIDE, IMAGE_SIDE)
     return wave.float().expand(height, -1)
 
 
-def _poison_split(
-    scenario: Scenario,
-    split: "Split",
-    number: int,
-    surrogate: nn.Module | None,
-    progress: Callable[[int, int], None] | None,
-) -> Manifest:
-    """Poison one split; the manifest's rows are in the order of the draw."""
-    rng = scenario.rng(POISONED_SPLITS[number])
+def _victims(
+    scenario: Scenario, split: "Split", number: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draw the images of a split that are changed: their rows, and which are cover samples."""
     labels = split.labels.numpy()
     class_size = int((labels == scenario.target_class).sum())
     attacked = (scenario.target_class,) if scenario.label_consistent else scenario.source_classes
@@ -442,8 +457,19 @@ def _poison_split(
         raise ValueError(
             f"{scenario}: {scenario.percent} % of {class_size} images is not one image; raise it"
         )
-    chosen = candidates[: n + n_cover]
-    cover = np.arange(n + n_cover) >= n
+    return candidates[: n + n_cover], np.arange(n + n_cover) >= n
+
+
+def _poison_split(
+    scenario: Scenario,
+    split: "Split",
+    number: int,
+    surrogate: nn.Module | None,
+    progress: Callable[[int, int], None] | None,
+) -> Manifest:
+    """Poison one split; the manifest's rows are in the order of the draw."""
+    rng, labels = scenario.rng(POISONED_SPLITS[number]), split.labels.numpy()
+    chosen, cover = _victims(scenario, split, number, rng)
     images, linf, l2 = split.images[chosen], np.zeros(len(chosen)), np.zeros(len(chosen))
     if scenario.needs_surrogate and len(chosen):
         images, linf, l2 = _degrade(scenario, images, split.labels[chosen], surrogate, progress)

@@ -7,6 +7,7 @@ import shlex
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nbsupport import paper, workflow
 from nbsupport.artifacts import (
@@ -29,6 +30,9 @@ from nbsupport.scenarios import (
     Scenario,
     expand,
 )
+
+if TYPE_CHECKING:
+    from nbsupport.data import Dataset
 
 __all__ = ["main"]
 
@@ -57,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     place.add_argument("--profile", default="demo", help=f"one of {', '.join(PROFILES)}")
     place.add_argument("--runs", type=_folder, default="data/runs", help="folder of all runs")
     images = argparse.ArgumentParser(add_help=False)
-    images.add_argument("--data", type=_images, default="auto", help="folder of GTSRB")
+    images.add_argument("--data", type=_image_folder, default="auto", help="folder of GTSRB")
     named = argparse.ArgumentParser(add_help=False)
     named.add_argument("--scenarios", nargs="*", help="ids, 'paper', 'extended'; default: all here")
     machine = argparse.ArgumentParser(add_help=False)
@@ -100,7 +104,7 @@ def _parser() -> argparse.ArgumentParser:
     sweep.add_argument("--a", type=_numbers, default=(), help="amplitudes, or opacities")
     words = "variants in the words of `nbsupport scenarios`: plain,resnet,win20x20"
     sweep.add_argument("--options", type=_list, default=(), dest="variants", help=words)
-    sweep.add_argument("--repetitions", type=int, default=1, help="of each combination")
+    sweep.add_argument("--repetitions", type=_count(1), default=1, help="of each combination")
     return parser
 
 
@@ -119,7 +123,7 @@ def _folder(text: str) -> Path:
     return folder
 
 
-def _images(text: str) -> str:
+def _image_folder(text: str) -> str:
     # As one absolute path the workflow reads it as it is; "auto" asks the environment.
     return text if text == "auto" else str(_place(text))
 
@@ -176,12 +180,44 @@ def _print_scenarios(_options: argparse.Namespace) -> None:
 
 
 def _print_data(options: argparse.Namespace) -> None:
+    _images(options)
+
+
+def _images(options: argparse.Namespace) -> "Dataset":
+    """Load the images of a profile, and say how many there are."""
     from nbsupport import data
 
     profile = _profile(options)
     images = data.load(profile.data, folder=options.data, scale=profile.scale)
     sizes = ", ".join(f"{len(getattr(images, name)):,} {name}" for name in data.SPLITS)
     print(f"images: {images.name}, {sizes}")
+    return images
+
+
+def _check_images(runs: list[Run], images: "Dataset") -> None:
+    """Refuse attacks that the images are too few for, and a folder that holds runs of others."""
+    from nbsupport import attacks
+    from nbsupport.evaluation import check_data
+
+    wrong = []
+    for run in runs:
+        try:
+            attacks.check(run.scenario, images)
+        except ValueError as error:
+            wrong.append(str(error))
+    if wrong:
+        raise ValueError(
+            f"{len(wrong)} of {len(runs)} scenarios cannot be carried out on these images, and "
+            "none was started:\n" + "\n".join(wrong)
+        )
+    # All that is in the folder goes into the same tables.
+    for run in begun_runs(runs[0].runs, runs[0].profile):
+        record = run.load("attack")["result"] if run.has("attack") else {}
+        if "fingerprint" in record:
+            try:
+                check_data(images, record, "keep runs of these in another folder (RUNS=)")
+            except ArtifactError as error:
+                raise ArtifactError(f"{run.folder}: {error}") from None
 
 
 def _surrogate(options: argparse.Namespace) -> None:
@@ -311,12 +347,21 @@ def _execute(options: argparse.Namespace, scenarios: tuple[Scenario, ...]) -> in
     if options.dry_run:
         return call(*target, "--dry-run")
     # One job alone shall fill the cache of images, not all of them at once.
-    _print_data(options)
+    _check_images(runs, _images(options))
     with workflow.alive() as sign, workflow.claimed(options.runs, _profile(options)) as claim:
         if options.stage:  # its own steps are not among those that are counted
             return call(*target, hold=[sign, claim])
         print(said, file=sys.stderr)
-        return call(*target, watch=watch, hold=[sign, claim])
+        status = call(*target, watch=watch, hold=[sign, claim])
+    done = [run.scenario for run in runs if run.has("detection")]
+    if status and 0 < len(done) < len(runs):
+        names = " ".join(map(str, done))
+        print(
+            f"tables of what is finished: make run {_words(runs[0], options.data)} "
+            f'SCENARIOS="{names}"',
+            file=sys.stderr,
+        )
+    return status
 
 
 def _print_status(options: argparse.Namespace) -> None:

@@ -1,8 +1,9 @@
 """The tidy tables of results: detections per run and method, attacks per run."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,8 +12,8 @@ from nbsupport import metrics
 from nbsupport.artifacts import CHAIN, PLACE, Run, library_versions, write_text
 
 __all__ = [
-    "COLUMNS", "OURS", "collect", "csv_text", "localisation", "networks", "odd_settings", "paired",
-    "provenance", "strength", "write_csv",
+    "COLUMNS", "OURS", "collect", "csv_text", "localisation", "networks", "odd_images",
+    "odd_settings", "paired", "provenance", "strength", "write_csv",
 ]  # fmt: skip
 
 OURS = "poison_detector"
@@ -115,6 +116,30 @@ def odd_settings(runs: Iterable[Run], stage: str = "detection") -> dict[str, dic
     texts = [json.dumps(knobs, sort_keys=True) for knobs in own.values()]
     usual = max(texts, key=texts.count, default="")
     return {name: own[name] for name, text in zip(own, texts, strict=True) if text != usual}
+
+
+def odd_images(told: Mapping[str, Any]) -> dict[str, str]:
+    """Find runs that were made from other images than most.
+
+    Parameters
+    ----------
+    told : mapping
+        Provenance of the runs, from `provenance` (and `Published.tell`).
+
+    Returns
+    -------
+    dict
+        Fingerprint of the images by scenario, of the odd ones; such rows do not belong into one
+        table. Runs whose images nobody noted are passed over.
+    """
+    noted = {
+        name.partition("/")[2]: stages["attack"]["images"]
+        for name, stages in told["runs"].items()
+        if stages.get("attack", {}).get("images")
+    }
+    every = list(noted.values())
+    usual = max(every, key=every.count, default="")
+    return {name: images for name, images in noted.items() if images != usual}
 
 
 def networks(runs: Iterable[Run]) -> pd.DataFrame:

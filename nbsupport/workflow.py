@@ -34,6 +34,9 @@ SIGN = ROOT / ".snakemake" / "alive"
 PUBLISHED = ROOT / "figures"
 """Folder whose tables tell what published runs took."""
 
+STICKERS = ("standard", "label_consistent")
+"""Attacks whose trigger has a side; the others have an amplitude."""
+
 STARTUP = 10.0
 """Seconds from the start of a job to the first line of its notebook: Snakemake, kernel, torch."""
 
@@ -68,12 +71,15 @@ def grid(
     Raises
     ------
     ValueError
-        If an attack is unknown, clean or without its sizes, or a combination is no scenario.
+        If an attack is unknown, clean or without its sizes, a combination is no scenario, or sizes
+        are given that none of the attacks has.
     """
     if repetitions < 1:
         raise ValueError(f"{repetitions} repetitions; expected at least 1")
-    percents, sides, amplitudes = tuple(percents), tuple(sides) or (3,), tuple(amplitudes)
-    variants = tuple(variants) or ("plain",)
+    attacks, percents, amplitudes = tuple(attacks), tuple(percents), tuple(amplitudes)
+    sides, variants = tuple(sides), tuple(variants) or ("plain",)
+    if not (attacks and percents):
+        raise ValueError("a grid needs an attack and a rate: --attack standard --p 5,15")
     found = []
     for attack in attacks:
         if attack not in ATTACKS[1:]:
@@ -82,8 +88,7 @@ def grid(
                 f"attack is {attack!r}{hint if attack == 'clean' else ''}; a grid is made of "
                 f"{', '.join(ATTACKS[1:])}"
             )
-        sticker = attack in ("standard", "label_consistent")
-        letter, sizes = ("s", sides) if sticker else ("a", amplitudes)
+        letter, sizes = ("s", sides or (3,)) if attack in STICKERS else ("a", amplitudes)
         if not sizes:
             raise ValueError(f"{attack} attacks need amplitudes: --a 128,64,32")
         for size, percent, variant in product(sizes, percents, variants):
@@ -91,6 +96,15 @@ def grid(
             words += [variant] * (variant != "plain")
             ids = ("-".join([*words, f"r{number}"]) for number in range(repetitions))
             found += map(Scenario.parse, ids)
+    for option, given, having in (
+        ("--s", sides, STICKERS),
+        ("--a", amplitudes, [attack for attack in ATTACKS[1:] if attack not in STICKERS]),
+    ):
+        if given and not set(attacks) & set(having):
+            raise ValueError(
+                f"{option} {','.join(map(str, given))} is of no use to {', '.join(attacks)}; leave "
+                f"it out, or add one of the attacks that have it: {', '.join(having)}"
+            )
     return tuple(dict.fromkeys(found))
 
 

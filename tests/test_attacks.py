@@ -663,3 +663,18 @@ def test_trigger_split_asks_every_other_class(dataset, text):
 def test_make_surrogate_is_reproducible():
     pairs = zip(make_surrogate().parameters(), make_surrogate().parameters(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
+
+
+@pytest.mark.parametrize(
+    "text", ["standard-s3-p60-r0", "standard-s3-p0.5-r0", "standard-s3-p15-r0"]
+)
+def test_what_cannot_be_carried_out_is_known_beforehand(dataset, text):
+    def said(act):
+        try:
+            act(Scenario.parse(text), dataset)
+        except ValueError as error:
+            return str(error)
+
+    assert said(attacks.check) == said(poison)
+    assert bool(said(attacks.check)) == ("p15" not in text)
+    attacks.check(Scenario.parse("label_consistent-s3-p33-r0"), dataset)  # without its surrogate

@@ -10,7 +10,7 @@ from runs import finish
 from nbsupport import artifacts, cli, data, workflow
 from nbsupport.artifacts import Run
 from nbsupport.cli import main
-from nbsupport.scenarios import PAPER, PROFILES, Scenario
+from nbsupport.scenarios import PAPER, PROFILES, Profile, Scenario
 
 
 def test_scenarios_lists_the_paper_and_the_grammar(capsys):
@@ -385,3 +385,56 @@ def test_a_network_of_other_images_or_of_none_is_refused(published, tmp_path, mo
     assert main(["surrogate", "--profile", "tiny", *place]) == 2
     assert "made from other images" in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
+
+
+def test_attacks_that_the_images_are_too_few_for_are_named_before_any_starts(
+    monkeypatch, tmp_path, capsys
+):
+    monkeypatch.setattr(workflow, "execute", lambda *_, **__: pytest.fail("must not start"))
+    place = ["--profile", "tiny", "--runs", str(tmp_path)]
+    assert main(["sweep", *place, "--attack", "standard", "--p", "15,90,0.01"]) == 2
+    said = capsys.readouterr().err
+    assert "2 of 3 scenarios cannot be carried out on these images, and none was started:" in said
+    assert "standard-s3-p90-r0: " in said
+    assert "lower the rate or name more source classes" in said
+    assert "standard-s3-p0.01-r0: 0.01 % of" in said
+    assert "standard-s3-p15" not in said
+    assert not list(tmp_path.glob("*/*/*"))
+
+
+def test_runs_of_other_images_are_not_joined(monkeypatch, tmp_path, capsys):
+    called = []
+    monkeypatch.setattr(workflow, "execute", lambda words, *_, **__: called.append(words) or 0)
+    run = finish(Run(tmp_path, Profile.parse("tiny"), Scenario.parse("standard-s3-p33-r0")))
+    batch = ["run", "--profile", "tiny", "--runs", str(tmp_path), "--scenarios", "clean-r0"]
+
+    def made_from(fingerprint):
+        run.save("attack", run.arrays("attack"), {"fingerprint": fingerprint})
+        return main(batch)
+
+    here = data.load("synthetic", scale=PROFILES["tiny"].scale).fingerprint
+    assert made_from(here) == 0
+    assert len(called) == 1
+    assert made_from("f" * 64) == 2
+    said = capsys.readouterr().err
+    assert f"{run.folder}: this run was made from other images" in said
+    assert f"fingerprints ffffffffffff and {here[:12]}" in said
+    assert "keep runs of these in another folder (RUNS=)" in said
+    assert len(called) == 1
+
+
+def test_a_batch_that_failed_says_how_to_make_tables_of_the_rest(monkeypatch, tmp_path, capsys):
+    status = 1
+    monkeypatch.setattr(workflow, "execute", lambda *_, **__: status)
+    finish(Run(tmp_path, Profile.parse("tiny"), Scenario.parse("standard-s3-p33-r0")))
+    place = ["--profile", "tiny", "--runs", str(tmp_path)]
+    both = ["--scenarios", "standard-s3-p33-r0", "standard-s3-p15-r0"]
+    told = f'make run PROFILE=tiny RUNS={tmp_path} SCENARIOS="standard-s3-p33-r0"'
+    assert main(["run", *place, *both]) == 1
+    assert f"tables of what is finished: {told}\n" in capsys.readouterr().err
+    # Where nothing is missing, something else has failed, and where all is, there are no tables.
+    assert main(["run", *place, *both[:2]]) == 1
+    assert main(["run", *place, both[0], both[2]]) == 1
+    status = 0
+    assert main(["run", *place, *both]) == 0
+    assert "tables of what is finished" not in capsys.readouterr().err

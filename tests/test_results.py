@@ -240,3 +240,14 @@ def test_runs_judged_with_other_settings_are_named(make):
     for run, knobs in zip(runs, (usual, usual | {"epsilon": 0.001}, usual), strict=True):
         run.save("detection", {"scores": np.arange(3)}, found, parameters=knobs)
     assert results.odd_settings(runs) == {"standard-s3-p33-r1": {"epsilon": 0.001}}
+
+
+def test_runs_of_other_images_are_named(make):
+    runs = [make(f"standard-s3-p33-r{r}") for r in range(4)]
+    assert results.odd_images(results.provenance(runs)) == {}
+    for run, images in zip(runs, ("aaa", "bbb", "aaa", None), strict=True):
+        run.save("attack", run.arrays("attack"), {"fingerprint": images} if images else {})
+    told = results.provenance(runs)
+    assert results.odd_images(told) == {"standard-s3-p33-r1": "bbb"}
+    told["runs"]["demo/published"] = {"detection": {}}  # nobody noted them
+    assert results.odd_images(told) == {"standard-s3-p33-r1": "bbb"}

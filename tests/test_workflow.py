@@ -63,6 +63,13 @@ def test_grid_is_every_combination_in_order():
         ({"variants": ["vgg"]}, r"'standard-s3-p15-vgg-r0'; the grammar is"),
         ({"variants": ["resnet-released"]}, "options, in this order"),
         ({"repetitions": 0}, "expected at least 1"),
+        ({"amplitudes": [64]}, "--a 64 is of no use to standard; leave it out, or add .*amplitude"),
+        (
+            {"attacks": ["amplitude", "blended"], "amplitudes": [20], "sides": [1, 2]},
+            "--s 1,2 is of no use to amplitude, blended; .*: standard, label_consistent",
+        ),
+        ({"attacks": []}, "needs an attack and a rate: --attack standard --p"),
+        ({"percents": []}, "needs an attack and a rate"),
     ],
 )
 def test_wrong_grids_are_refused(options, words):
@@ -493,12 +500,13 @@ def test_no_recipe_calls_a_script_that_names_the_folder_it_was_installed_in():
 
 
 def test_make_and_the_command_line_run_the_same_thing():
-    settings = ("PROFILE=fast", "SCENARIOS=paper extended", "JOBS=3", "DATA=a b", "MINUTES=9")
-    run = recipe("run", *settings)
+    settings = ("PROFILE=fast", "JOBS=3", "DATA=a b", "MINUTES=9")
+    named = (*settings, "SCENARIOS=paper extended")
+    run = recipe("run", *named)
     words = 'nbsupport run --profile fast --runs "data/runs" --jobs 3 --gpus 1 --data "a b"'
     assert f"{words} --device auto --minutes 9 --scenarios paper extended ||" in run
     assert "--unlock" not in run
-    assert f"{words} --device auto --minutes 9 --unlock --scenarios" in recipe("resume", *settings)
+    assert f"{words} --device auto --minutes 9 --unlock --scenarios" in recipe("resume", *named)
     grid = "--attack standard --p 1,2 --s 1,3 --dry-run"
     swept = recipe("sweep", *settings, f"GRID={grid}")
     assert f"nbsupport sweep {words.partition('run ')[2]} --device auto --minutes 9 {grid}" in swept
@@ -525,6 +533,71 @@ def test_make_names_the_command_that_goes_on_after_a_kill(target, command, tmp_p
         done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
         assert (done.returncode == 0) == (status == 0), done.stderr
         assert ("goes on with the rest" in done.stdout) == says
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("run", "GRID=--attack standard --p 1"), "GRID says nothing to 'make run'"),
+        (("status", "FILTERS=perfect"), "FILTERS says nothing.*read by beyond resume-beyond"),
+        (("run", "KEEP=yes"), "KEEP says nothing to 'make run'; it is read by figures"),
+        (("site", "FIGURES=mine"), "FIGURES says nothing to 'make site'"),
+        (("sweep", "SCENARIOS=clean-r0"), "a grid names its scenarios itself"),
+        (("resume-sweep", "SCENARIOS=clean-r0"), "give GRID without SCENARIOS, or 'make run'"),
+    ],
+)
+def test_a_setting_that_a_command_would_pass_over_is_refused(words, told):
+    done = subprocess.run(["make", "-n", *words], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert re.search(told, done.stderr)
+
+
+def test_the_status_is_of_all_that_was_begun_unless_scenarios_are_named():
+    assert "--scenarios" not in recipe("status")
+    assert recipe("status", "SCENARIOS=paper").endswith("--scenarios paper")
+
+
+def dry_run(*scenarios, cores=2, profile="tiny", **config):
+    """What the workflow answers if Snakemake is called by hand; returns status and all it said."""
+    words = command(scenarios, profile, jobs=cores, options=("--dry-run",), **config)
+    words = [word for word in words if word not in ("--quiet", "rules", "host", "reason")]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+    return done.returncode, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("config", "told"),
+    [
+        ({"minutes": "abc"}, "minutes is 'abc'; the time limit of a step is a whole number"),
+        ({"minutes": "0"}, "minutes is '0'"),
+        ({"device": "gpu"}, "device is 'gpu'; choose among auto, cpu, cuda"),
+    ],
+)
+def test_settings_of_a_workflow_called_by_hand_are_checked(config, told, tmp_path):
+    status, said = dry_run("standard-s3-p15-r0", runs=tmp_path, **config)
+    assert status != 0
+    assert told in said
+    assert "Traceback" not in said
+
+
+def test_more_epochs_have_more_time(tmp_path):
+    for profile, minutes in (("tiny", 20), ("fast-epochs60", 6000), ("fast-epochs2", 600)):
+        status, said = dry_run("clean-r0", profile=profile, runs=tmp_path)
+        assert status == 0, said
+        assert set(re.findall(r"runtime=(\d+)", said)) == {str(minutes)}
+
+
+def test_the_last_of_a_batch_has_the_cores_to_itself(make, tmp_path):
+    def threads():
+        status, said = dry_run(*names, cores=6, runs=tmp_path)
+        assert status == 0, said
+        return re.findall(r"^rule training:.*?threads: (\d+)", said, re.M | re.S)
+
+    names = ["standard-s3-p15-r0", "standard-s3-p15-r1", "clean-r0"]
+    assert threads() == ["2", "2", "2"]
+    make(names[0])
+    make(names[2])
+    assert threads() == ["6"]
 
 
 @pytest.mark.parametrize(

@@ -282,11 +282,11 @@ class Run:
         path, remedy = self.path(stage), self.command(stage)
         if _possible(self.scenario, stage):
             remedy = f"make it with\n{remedy}"
-        if not path.exists():
-            raise ArtifactError(f"{path} is missing; {remedy}")
         try:
             body = json.loads(path.read_text())
             stated = body.pop("checksum")
+        except (FileNotFoundError, NotADirectoryError):
+            raise ArtifactError(f"{path} is missing; {remedy}") from None
         except (ValueError, KeyError, AttributeError, TypeError, UnicodeDecodeError):
             raise ArtifactError(f"{path} is truncated or no record; {remedy}") from None
         if body.get("schema") != SCHEMA:
@@ -314,18 +314,19 @@ class Run:
             )
         for name, digest in body["payload"].items():
             file = self.folder / name
-            if not file.exists() or checksum(file) != digest:
+            if _checksum_if_there(file) != digest:
                 raise ArtifactError(
                     f"{file} is missing, truncated or not what {path.name} describes; {remedy}"
                 )
         for key, digest in body["made_from"].items():
             # By its name: behind a folder that is a link, ".." is another one to the system.
             file = Path(os.path.normpath(self.folder / key))
-            if not file.exists():
+            there = _checksum_if_there(file)
+            if there is None:
                 raise ArtifactError(
                     f"{path} was made from {file.resolve()}, which is missing; {remedy}"
                 )
-            if checksum(file) != digest:
+            if there != digest:
                 raise ArtifactError(
                     f"{path} is stale: {file.resolve()} has changed since it was made; {remedy}"
                 )
@@ -469,6 +470,14 @@ def checksum(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _checksum_if_there(path: Path) -> str | None:
+    """Checksum of a file, or None: another job may take it away between two looks."""
+    try:
+        return checksum(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
 
 
 @cache

@@ -562,3 +562,21 @@ def test_a_copy_that_cannot_be_written_leaves_what_was_there(saved, tmp_path, mo
     assert copy.payload("attack").read_bytes() == before
     assert copy.has("attack")
     assert leftovers(copy.folder) == []
+
+
+@pytest.mark.parametrize("error", [FileNotFoundError, NotADirectoryError])
+def test_what_vanishes_between_two_looks_is_missing(make, monkeypatch, error):
+    run = make("standard-s3-p15-r0")
+    assert run.has("detection")
+    real = artifacts.checksum
+
+    def gone(path):
+        if path.name == "attack.npz":  # what detection was made from
+            raise error(2, "gone", str(path))
+        return real(path)
+
+    monkeypatch.setattr(artifacts, "checksum", gone)
+    for stage, told in (("attack", "attack.npz is missing"), ("detection", "which is missing")):
+        with pytest.raises(ArtifactError, match=told):
+            run.load(stage)
+    assert artifacts.finished_runs(run.runs, "detection") == []

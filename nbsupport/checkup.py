@@ -141,7 +141,9 @@ def load_images(path: str | Path) -> Split:
         if not isinstance(file, np.lib.npyio.NpzFile):
             raise ValueError("it holds a single array")
         with file:
-            found = {name: file[name] for name in ("images", "labels", "ids") if name in file}
+            # Not by what is "in" the file, which may be something else than an array.
+            names = {f"{name}.npy": name for name in ("images", "labels", "ids")}
+            found = {names[n]: file[n] for n in file.zip.namelist() if n in names}
     except (ValueError, EOFError, IsADirectoryError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(
             f"{path} cannot be read ({error}); write it by np.savez(path, images=..., labels=...)"
@@ -230,20 +232,22 @@ def check(model: nn.Module, split: Split, device: torch.device, most: int = 2000
     few, classes = split.images[:2], int(split.labels.max()) + 1
     try:
         logits = predict(model, few, device)
-        fits = logits.ndim == 2 and logits.shape[1] >= classes
-        for composite in ("gamma", "squared") if fits else ():
-            lrp.explain(model, few, target=0, composite=composite, device=device)
     except TypeError as error:
         raise ValueError(str(error)) from None
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError as error:
         shape = tuple(few.shape[1:])
         raise ValueError(f"the network does not take images of {shape}: {error}") from None
-    if not fits:
+    if logits.ndim != 2 or logits.shape[1] < classes:
         raise ValueError(
             f"the network returns {tuple(logits.shape)} for {len(few)} images; labels go up to "
             f"{classes - 1}, which takes ({len(few)}, {classes}) or more"
         )
-    return 100 * share_read(model, split, device, most=most)
+    known = 100 * share_read(model, split, device, most=most)
+    for composite in ("gamma", "squared"):
+        lrp.explain(model, few, target=0, composite=composite, device=device)
+    return known
 
 
 def fingerprints(files: Mapping[str, str | Path]) -> dict[str, dict[str, str]]:

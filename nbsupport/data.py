@@ -71,10 +71,13 @@ class Split:
 
     def __post_init__(self):
         for name, value in vars(self).items():
-            if isinstance(value, np.ndarray):
-                object.__setattr__(
-                    self, name, torch.from_numpy(np.require(value, requirements=("C", "W")))
-                )
+            if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
+                # In the byte order of this machine, too.
+                array = np.require(value, value.dtype.newbyteorder("="), ("C", "W"))
+                object.__setattr__(self, name, torch.from_numpy(array))
+            elif value is not None and not isinstance(value, Tensor):
+                kind = value.dtype if isinstance(value, np.ndarray) else type(value).__name__
+                raise ValueError(f"{name} are {kind}; give a tensor or a NumPy array of numbers")
         n = len(self.labels)
         if self.tracks is None:
             object.__setattr__(self, "tracks", torch.full((n,), -1))

@@ -43,6 +43,7 @@ def at_a_time(batch_size: int, images: torch.Tensor) -> int:
 
 def autocast(device: torch.device, precision: str):
     """Compute in bfloat16 where the device has units for it; emulated it would be slower."""
+    device = torch.device(device)
     if precision == "auto" and _has_bf16(device.type):
         return torch.autocast(device.type, torch.bfloat16)
     return nullcontext()
@@ -59,6 +60,7 @@ def describe(device: torch.device, precision: str | None = None) -> str:
         That of a profile: which number format it came to on this device is told too, since the same
         training rounds differently elsewhere.
     """
+    device = torch.device(device)
     text = f"{device.type}, {torch.get_num_threads()} threads"
     if precision is None:
         return text

@@ -14,7 +14,7 @@ from nbsupport import data, metrics
 from nbsupport.artifacts import ArtifactError, Run
 from nbsupport.attacks import Manifest, apply, trigger_split
 from nbsupport.devices import at_a_time, autocast, first_weights
-from nbsupport.models import build, check_logits
+from nbsupport.models import NOT_FINITE, build, check_logits
 from nbsupport.scenarios import N_CLASSES, Scenario
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ def predict(
         for start in range(0, len(images), batch_size):
             # Weights, not images, say in which layout a network computes: one of somebody else's
             # may read its maps with view, which fails on channels last.
-            batch = images[start : start + batch_size].to(device).to(dtype) / 255
+            batch = images[start : start + batch_size].to(device).to(dtype).contiguous() / 255
             answer = model(batch)
             if not isinstance(answer, Tensor):
                 raise TypeError(
@@ -184,12 +184,19 @@ def share_read(
     Raises
     ------
     ValueError
-        If the outputs are no rows of logits.
+        If the outputs are no rows of logits, fewer than the labels need, or not finite.
     """
     order = np.random.default_rng(seed).permutation(len(split))[:most]
     some = split.select(torch.from_numpy(np.sort(order)))
     logits = predict(model, some.images, device)
     check_logits(logits)
+    if not logits.isfinite().all():
+        raise ValueError(f"{type(model).__name__} {NOT_FINITE}")
+    if (highest := int(split.labels.max())) >= logits.shape[1]:
+        raise ValueError(
+            f"the network returns {logits.shape[1]} logits an image, but labels go up to "
+            f"{highest}; they count from 0"
+        )
     return (logits.argmax(1) == some.labels).float().mean().item()
 
 

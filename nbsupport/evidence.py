@@ -33,6 +33,7 @@ from torch.nn import functional as F
 
 from nbsupport import gw
 from nbsupport.attacks import window_masks
+from nbsupport.devices import at_a_time
 from nbsupport.evaluation import Progress, predict
 
 if TYPE_CHECKING:
@@ -56,7 +57,8 @@ SIDES = (3, 5)
 """Sides of the windows that are tried on images of up to 32 pixels; see `window_sides`."""
 
 _PREFIX = "evidence_"
-_FILLED = 512  # images at a time: their pixels are kept as floats
+_FILLED = 512  # images of 32 x 32 pixels at a time: their pixels are kept as floats
+_PASTED = 64  # and here each is pasted into every carrier
 
 
 @dataclass(frozen=True)
@@ -222,8 +224,8 @@ def fill(images: Tensor, masks: Tensor) -> Tensor:
     -------
     uint8 Tensor, shape (n, c, h, w)
     """
-    if len(images) > _FILLED:
-        parts = zip(images.split(_FILLED), masks.split(_FILLED), strict=True)
+    if len(images) > (some := at_a_time(_FILLED, images)):
+        parts = zip(images.split(some), masks.split(some), strict=True)
         return torch.cat([fill(*part) for part in parts])
     known = ~masks[:, None]
     if not known.flatten(1).any(1).all():
@@ -369,8 +371,8 @@ def transplant(
     -------
     float Tensor, shape (n, m)
     """
-    margins = []
-    for some, marks in zip(images.split(64), masks.split(64), strict=True):
+    margins, at_once = [], at_a_time(_PASTED, images)
+    for some, marks in zip(images.split(at_once), masks.split(at_once), strict=True):
         pasted = torch.where(marks[:, None, None], some[:, None], carriers[None])
         logits = predict(model, pasted.flatten(0, 1), device, precision)
         margins.append(label_margin(logits, label).view(len(some), len(carriers)))
@@ -453,7 +455,7 @@ def gather(
         occluded = label_margin(logits, label)
         lost = (occluded <= occluded.median()).numpy()
         asked = torch.from_numpy(usual | (above & lost))
-        gain, carried = torch.full((2, len(images)), torch.nan)
+        gain, carried = torch.full((2, len(images)), torch.nan, dtype=torch.float32)
         pasted = transplant(model, images[asked], masks[asked], carriers, label, device, precision)
         gain[asked] = (pasted - before).median(1).values
         carried[asked] = (pasted > 0).float().mean(1)

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from nbsupport.devices import first_weights
-from nbsupport.models import Add, Gate, check_logits
+from nbsupport.models import NOT_FINITE, Add, Gate, check_logits
 from nbsupport.tracing import INPUT, Layer, UnsupportedLayerError, copied, trace
 
 __all__ = ["Forward", "Network", "Target", "fold_batch_norm", "target_weights"]
@@ -144,7 +144,13 @@ class Network:
         GPUs would otherwise round float32 to 10 bits of mantissa (TF32), and autocast to 7, which
         small denominators of the rules amplify.
         """
-        cudnn, before = torch.backends.cudnn, torch.get_float32_matmul_precision()
+        try:
+            before = torch.get_float32_matmul_precision()
+        except RuntimeError:  # set by the newer switches, which bear no look at the older ones
+            with torch.autocast(self.device.type, enabled=False), _ieee():
+                yield
+            return
+        cudnn = torch.backends.cudnn
         kept = {"benchmark": cudnn.benchmark, "deterministic": cudnn.deterministic}
         torch.set_float32_matmul_precision("highest")
         try:
@@ -178,14 +184,15 @@ class Network:
 
     def _prove(self, model: nn.Module, images: Tensor) -> None:
         """Compare with the model itself, on images and on noise, which leaves no layer at rest."""
-        noise = torch.rand(images.shape, generator=torch.Generator().manual_seed(0))
+        generator = torch.Generator().manual_seed(0)
+        noise = torch.rand(images.shape, generator=generator, device="cpu")
         images = torch.cat([images, noise.to(images)]).contiguous()
         kind = type(model).__name__
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
-            expected, again = model(images), model(images)
+            expected, again = model(images.clone()), model(images.clone())  # it may overwrite them
             found = self._forward(images, ()).logits
         if not torch.isfinite(expected).all():
-            raise UnsupportedLayerError(f"{kind} returns logits that are not finite numbers")
+            raise UnsupportedLayerError(f"{kind} {NOT_FINITE}")
         # Each logit by its own range: a large bias on one must not hide an error of another.
         spread = expected.amax(0) - expected.amin(0)
         allowed = 1e-3 * spread + 1e-5 * expected.abs() + 1e-6 * expected.abs().max()
@@ -217,6 +224,21 @@ class Network:
                 if name not in keep and self._last_reader[name] == layer.name:
                     values.pop(name, None)
         return Forward(z, values, shapes, winners)
+
+
+@contextmanager
+def _ieee() -> Iterator[None]:
+    """No rounding of float32, by the switches that torch has since version 2.9."""
+    backends = torch.backends
+    places = backends.cuda.matmul, backends.cudnn.conv, backends.mkldnn.matmul, backends.mkldnn.conv
+    before = [place.fp32_precision for place in places]
+    try:
+        for place in places:
+            place.fp32_precision = "ieee"
+        yield
+    finally:
+        for place, precision in zip(places, before, strict=True):
+            place.fp32_precision = precision
 
 
 def _check_shapes(layer: Layer, inputs: list[Tensor]) -> None:

@@ -358,15 +358,20 @@ def _official_entries(root: Path | None, seed: int) -> tuple[list[_Entry], list[
             f"images are missing; unpack GTSRB_Final_Test_GT.zip there, or call fetch()"
         )
     truth = truths[0]
-    with truth.open(newline="") as file:
-        for row in csv.DictReader(file, delimiter=";"):
-            if not row.get("Filename") or not row.get("ClassId"):
-                raise DataError(f"{truth}: the columns Filename and ClassId are missing")
-            path = pictures / Path(row["Filename"]).name
-            label = _class_of(row["ClassId"].strip(), truth)
-            if not path.is_file():
-                raise DataError(f"{truth} names {path.name}, which is not in {pictures}")
-            entries.append(_Entry(2, label, -1, ("", int(path.stem)), path))
+    try:
+        rows = list(csv.DictReader(truth.read_text("utf-8-sig").splitlines(), delimiter=";"))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{truth} is no table in UTF-8 ({error}); unpack it anew") from None
+    for row in rows:
+        if not row.get("Filename") or not row.get("ClassId"):
+            raise DataError(f"{truth}: the columns Filename and ClassId are missing")
+        path = pictures / Path(row["Filename"]).name
+        label = _class_of(row["ClassId"].strip(), truth)
+        if not path.is_file():
+            raise DataError(f"{truth} names {path.name}, which is not in {pictures}")
+        if not path.stem.isdecimal():
+            raise DataError(f"{truth} names {path.name}; test images are named by a number")
+        entries.append(_Entry(2, label, -1, ("", int(path.stem)), path))
     _check_counts(root, "official", entries)
     chosen = set()
     for c in range(len(CLASS_NAMES)):

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 __all__ = [
+    "NOT_FINITE",
     "Add",
     "Concat",
     "ConvBlock",
@@ -27,6 +28,9 @@ __all__ = [
     "check_logits",
     "count_parameters",
 ]
+
+NOT_FINITE = "returns logits that are not finite numbers; look for NaN or infinity in its weights"
+"""What is wrong with a network, behind its name."""
 
 
 class ConvBlock(nn.Sequential):
@@ -189,7 +193,9 @@ class Normalise(nn.Module):
                 f"mean and std have {len(self.mean)} numbers for images of {images.shape[1]} "
                 "channels; give one number per channel, or one for all"
             )
-        return (images - self.mean[:, None, None]) / self.std[:, None, None]
+        # In half precision it must not make floats of the images again.
+        mean, std = (each.to(images.dtype)[:, None, None] for each in (self.mean, self.std))
+        return (images - mean) / std
 
 
 class ConvNorm(nn.Sequential):

@@ -131,7 +131,8 @@ def scan(
         detector compares images of one class, whatever the network is, and some class has images
         that stand out; a trigger turns other images as well. On GTSRB the pieces of poisoned
         images carry the label to 9 or 10 of 10 images; those of clean trousers of Fashion-MNIST,
-        which the detector alone named in two networks of three, to 0 or 1 of 10.
+        which the detector alone named in two networks of three, to 0 or 1 of 10. A trigger that
+        turns its source class and few others stays below as well (notebook 8, 8.5): 0 names it.
     seed : int
         Seed of samples and carriers.
     progress : callable, optional
@@ -147,7 +148,8 @@ def scan(
     ------
     ValueError
         If a class has no images, there is no second class, ``per_class`` or ``carriers`` is
-        below 1, or a window does not fit into the images.
+        below 1, ``min_carried`` is no share, a window does not fit into the images, or the
+        network's answers are no logits of these labels.
 
     Warns
     -----
@@ -156,6 +158,8 @@ def scan(
     """
     _check_count("per_class", per_class)
     _check_count("carriers", carriers)
+    if not 0 <= min_carried <= 1:
+        raise ValueError(f"min_carried is {min_carried}; expected a share, from 0 to 1")
     labels = _present(split, labels)
     sides = _fitting(sides, split.images.shape[2:])
     layer = layer or tracing.penultimate(model)

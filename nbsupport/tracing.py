@@ -79,13 +79,18 @@ def copied(model: nn.Module) -> nn.Module:
         If it holds a tensor with a history, as pruned layers do, or what Python cannot copy.
     """
     try:
-        return copy.deepcopy(model).eval().requires_grad_(False)
+        return copy.deepcopy(_uncompiled(model)).eval().requires_grad_(False)
     except (RuntimeError, TypeError) as error:
         raise UnsupportedLayerError(
-            f"{type(model).__name__} cannot be copied ({error}): make pruning final "
-            "(torch.nn.utils.prune.remove), and keep no results of forward, open files, writers or "
-            "locks in attributes"
+            f"{type(model).__name__} cannot be copied ({error}): make pruning and weight norm "
+            "final (torch.nn.utils.prune.remove, remove_weight_norm), and keep no results of "
+            "forward, open files, writers or locks in attributes"
         ) from None
+
+
+def _uncompiled(model: nn.Module) -> nn.Module:
+    """Take the network itself out of what torch.compile made of it."""
+    return getattr(model, "_orig_mod", model)
 
 
 def trace(model: nn.Module) -> tuple[Layer, ...]:
@@ -112,6 +117,10 @@ def trace(model: nn.Module) -> tuple[Layer, ...]:
         the place.
     """
     kind = type(model).__name__
+    # Those of a container would run in here, on no real images, and keep what they are given.
+    for name, module in model.named_modules():
+        if name and _hooked(module):
+            raise UnsupportedLayerError(f"layer {name!r} {_HOOKED}")
     try:
         nodes = list(_Tracer().trace(model).nodes)
     except Exception as error:  # whatever a forward does with something that is no tensor
@@ -151,7 +160,7 @@ def named_by(model: nn.Module, attribute: str) -> str | None:
     """Return the layer that a model, or the only part of it that does so, names by an attribute."""
     named = [
         f"{place}.{name}".lstrip(".")
-        for place, part in model.named_modules()
+        for place, part in _uncompiled(model).named_modules()
         if isinstance(name := getattr(part, attribute, None), str)
     ]
     return named[0] if len(named) == 1 else None
@@ -169,11 +178,17 @@ def penultimate(model: nn.Module) -> str | None:
     -------
     str or None
         What the model's attribute ``penultimate`` names; otherwise the layer that the last dense
-        layer reads. None without a dense layer behind another layer.
+        layer reads. None without a dense layer behind another layer. What only makes a gate does
+        not count.
     """
     if named := named_by(model, "penultimate"):
         return named
-    dense = [layer for layer in trace(copied(model)) if isinstance(layer.module, nn.Linear)]
+    layers = trace(copied(model))
+    signal = {layers[-1].name}
+    for layer in reversed(layers):
+        if layer.name in signal:
+            signal.update(layer.inputs[:1] if isinstance(layer.module, Gate) else layer.inputs)
+    dense = [each for each in layers if isinstance(each.module, nn.Linear) and each.name in signal]
     return dense[-1].inputs[0] if dense and dense[-1].inputs[0] != INPUT else None
 
 
@@ -227,7 +242,8 @@ def _read(node, model, names, layers, nodes) -> list[Layer]:
     inside = f"in {place or type(model).__name__!r}"
     if node.op == "get_attr":
         raise UnsupportedLayerError(
-            f"{node.name!r} {inside} is a tensor beside the images; only layers may compute with it"
+            f"{node.name!r} {inside} is a tensor beside the images; only layers may compute with "
+            "it (models.Normalise takes a mean away)"
         )
     if node.op == "call_module":
         called, modules, sources = node.target, model.get_submodule(node.target), node.args
@@ -288,6 +304,11 @@ def _misplaced(module, gated) -> str | None:
     return None
 
 
+def _hooked(module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+_HOOKED = "has a hook or a forward of its own, which may change what it computes: remove it"
 _PROBABILITIES = (
     "makes probabilities: at the end leave it out, for the logits before it are explained; "
     "inside a network it has no rule"
@@ -301,8 +322,8 @@ def _problem(module) -> str | None:
         return _PROBABILITIES
     if type(module) not in SUPPORTED:
         return f"is of type {type(module).__name__}; supported: {_names(SUPPORTED)}"
-    if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
-        return "has a hook or a forward of its own, which may change what it computes: remove it"
+    if "forward" in vars(module):
+        return _HOOKED
     if isinstance(module, nn.Conv2d) and (
         module.padding_mode != "zeros" or isinstance(module.padding, str)
     ):

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import zipfile
 
 import numpy as np
 import owned
@@ -318,3 +319,33 @@ def test_a_folder_that_takes_no_report_is_named_before_the_scan(tmp_path):
     for wrong in ("file", "file/inside"):
         with pytest.raises(ValueError, match=r"written to .*file.*parameter 'folder'"):
             checkup.report_folder(tmp_path / wrong)
+
+
+def test_a_member_that_is_no_array_is_not_read(own):
+    with zipfile.ZipFile(own / "images.npz", "w") as archive:
+        archive.writestr("images", b"raw")
+        archive.writestr("labels", b"raw")
+    with pytest.raises(ValueError, match="has no array images and no labels"):
+        checkup.load_images(own / "images.npz")
+
+
+def test_a_network_of_half_precision_may_have_normalisation_in_front(own):
+    split = checkup.load_images(own / "images.npz")
+    model = checkup.normalised(linear().bfloat16(), "0.4 0.4 0.4", "0.2 0.2 0.2")
+    assert 0 <= checkup.check(model, split, CPU) <= 100
+
+
+def test_only_what_is_wrong_with_the_images_is_said_to_be(own, monkeypatch):
+    split = checkup.load_images(own / "images.npz")
+
+    def broken(*_, **__):
+        raise RuntimeError("another reason")
+
+    monkeypatch.setattr(checkup.lrp, "explain", broken)
+    with pytest.raises(RuntimeError, match=r"^another reason$"):
+        checkup.check(linear(), split, CPU)
+    monkeypatch.setattr(
+        checkup, "predict", lambda *_, **__: (_ for _ in ()).throw(torch.OutOfMemoryError("full"))
+    )
+    with pytest.raises(torch.OutOfMemoryError, match="full"):
+        checkup.check(linear(), split, CPU)

@@ -202,3 +202,19 @@ def test_without_a_writable_cache_the_data_come_from_memory(tmp_path):
     with pytest.warns(UserWarning, match="could not be cached"):
         d = data.load("synthetic", scale=TINY, cache=tmp_path / "cache")
     assert len(d.test) == FRAMES["test"] * 43
+
+
+def test_a_split_takes_arrays_of_numbers_and_names_everything_else():
+    images, numbers = np.zeros((2, 3, 4, 4), np.uint8), np.arange(2)
+    swapped = numbers.astype(numbers.dtype.newbyteorder())
+    assert data.Split(images, swapped, numbers).labels.tolist() == [0, 1]
+    for name, wrong, kind in (
+        ("labels", [0, 1], "list"),
+        ("ids", range(2), "range"),
+        ("images", [images[0]], "list"),
+        ("labels", np.array(["0", "1"]), "<U1"),
+        ("labels", np.array([0, 1], object), "object"),
+    ):
+        told = {"images": images, "labels": numbers, "ids": numbers} | {name: wrong}
+        with pytest.raises(ValueError, match=f"{name} are {kind}; give a tensor or a NumPy array"):
+            data.Split(**told)

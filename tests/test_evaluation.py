@@ -249,3 +249,17 @@ def test_good_surrogate_is_loaded_ready_for_gradients(run, dataset):
 
 def test_default_trigger_is_the_paper_s():
     assert str(evaluation.DEFAULT_TRIGGER) == "standard-s3-p15-r0"
+
+
+def test_a_network_may_use_view_whatever_the_strides_of_the_images():
+    class Viewed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.last = nn.Linear(3072, 4)
+
+        def forward(self, x):
+            return self.last(x.view(x.size(0), -1))
+
+    images = torch.randint(0, 256, (5, 32, 32, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
+    model, cpu = Viewed(), torch.device("cpu")
+    assert torch.equal(predict(model, images, cpu), predict(model, images.contiguous(), cpu))

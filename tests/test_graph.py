@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torchvision import transforms
 
 from nbsupport import lrp
 from nbsupport.graph import Network, target_weights
@@ -266,3 +267,45 @@ def test_wrong_targets(target, message):
 def test_logits_are_rows():
     with pytest.raises(ValueError, match=r"shape \(2, 3, 1, 1\); needs .*flatten its output"):
         target_weights(torch.zeros(2, 3, 1, 1), 0)
+
+
+@pytest.mark.parametrize("place", ["cuda.matmul", "", "mkldnn.matmul"])
+def test_full_precision_holds_whichever_switches_of_torch_were_used(python, place):
+    # In a process of its own: what these switches were before cannot be put back.
+    python(f"""
+import torch
+from torch import nn
+from nbsupport.graph import Network
+switches = torch.backends{"." + place if place else ""}
+switches.fp32_precision = "tf32"
+network = Network(nn.Sequential(nn.Flatten(), nn.Linear(12, 2)))
+with network.full_precision():
+    told = torch.backends.cuda.matmul.fp32_precision, torch.backends.mkldnn.matmul.fp32_precision
+    assert not {{"tf32", "bf16"}} & set(told), told
+    network.forward(network.images(torch.rand(2, 3, 2, 2)))
+assert switches.fp32_precision == "tf32"
+""")
+
+
+def test_images_that_are_overwritten_are_given_anew(images):
+    class Centred(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = transforms.Normalize([0.4] * 3, [0.2] * 3, inplace=True)
+            self.flat, self.head = nn.Flatten(), nn.Linear(3072, 4)
+
+        def forward(self, x):
+            return self.head(self.flat(self.norm(x)))
+
+    model = Centred()
+    network = Network(model)
+    found = network.forward(network.images(images)).logits
+    assert torch.allclose(found, model(images.clone()), atol=1e-4)
+
+
+def test_logits_that_are_no_numbers_are_named(images):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3072, 4))
+    with torch.no_grad():
+        model[1].weight[0, 0] = torch.nan
+    with pytest.raises(UnsupportedLayerError, match="not finite numbers; look for NaN or infinity"):
+        Network(model).forward(images)

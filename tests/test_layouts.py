@@ -451,6 +451,15 @@ def test_problems_of_the_official_layout_are_named(official, tmp_path):
     truth.unlink()
     with pytest.raises(DataError, match=r"GTSRB_Final_Test_GT.zip"):
         load(official, tmp_path)
+    truth.write_text(text, encoding="utf-16")
+    with pytest.raises(DataError, match=r"GT-final_test.csv is no table in UTF-8"):
+        load(official, tmp_path)
+    picture = official / "GTSRB" / "Final_Test" / "Images" / "00007.ppm"
+    named = picture.rename(picture.with_name("seven.ppm"))
+    truth.write_text(text.replace("00007.ppm", "seven.ppm"))
+    with pytest.raises(DataError, match=r"names seven\.ppm; test images are named by a number"):
+        load(official, tmp_path)
+    named.rename(picture)
     truth.write_text(text)
     odd = official / "GTSRB" / "Final_Training" / "Images" / "00000" / "7.ppm"
     odd.touch()

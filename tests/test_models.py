@@ -205,3 +205,12 @@ def test_normalise_goes_with_the_channels_of_the_images():
     assert one(grey).shape == grey.shape
     with pytest.raises(ValueError, match=r"3 numbers for images of 1 channels; give one number"):
         three(grey)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_normalising_keeps_the_precision_of_the_images(dtype):
+    layer = Normalise([0.4, 0.5, 0.6], [0.2, 0.25, 0.3])
+    images = torch.rand(2, 3, 4, 4)
+    found = layer(images.to(dtype))
+    assert found.dtype == dtype
+    torch.testing.assert_close(found.float(), layer(images), atol=0.05, rtol=0.05)

@@ -397,3 +397,32 @@ def test_a_network_that_does_not_know_the_images_is_named(poisoned, recwarn):
     # Wavering reads none of the four classes whose labels were exchanged: 132 of 372 are left.
     with pytest.warns(UserWarning, match=r"reads 35 % of the images.*models\.Normalise"):
         scan.scan(Wavering(), strange, CPU, labels=[5], carriers=4)
+
+
+@pytest.mark.parametrize("share", [-0.1, 25, float("nan")])
+def test_a_share_of_carriers_is_a_share(poisoned, monkeypatch, share):
+    monkeypatch.setattr(evidence, "pick_carriers", lambda *_, **__: pytest.fail("too late"))
+    with pytest.raises(ValueError, match=f"min_carried is {share}; expected a share, from 0 to 1"):
+        scan.scan(Rigged(), poisoned, CPU, min_carried=share)
+
+
+def test_networks_that_cannot_know_the_labels_are_named(poisoned):
+    few = nn.Sequential(nn.Flatten(), nn.Linear(3072, 5))  # classes 0 to 5 are six
+    with pytest.raises(ValueError, match="returns 5 logits an image, but labels go up to 5"):
+        scan.scan(few, poisoned, CPU, labels=[0])
+    with torch.no_grad():
+        few[1].bias[0] = torch.nan
+    with pytest.raises(ValueError, match="Sequential returns logits that are not finite numbers"):
+        scan.scan(few, poisoned, CPU, labels=[0])
+
+
+def test_a_scan_is_the_same_in_any_default_precision_and_on_a_named_device(poisoned):
+    options = {"labels": [5], "per_class": 20}
+    (usual,) = scan.scan(Rigged(), poisoned, CPU, **options)
+    torch.set_default_dtype(torch.float64)
+    try:
+        (other,) = scan.scan(Rigged(), poisoned, "cpu", **options)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert (other.n_strong, other.carried) == (usual.n_strong, usual.carried)
+    assert other.accused.tolist() == usual.accused.tolist()

@@ -12,7 +12,14 @@ from torch.nn.utils import prune
 from nbsupport import lrp
 from nbsupport.graph import Network
 from nbsupport.models import Add, Concat, Gate, Normalise, build
-from nbsupport.tracing import INPUT, UnsupportedLayerError, named_by, penultimate, trace
+from nbsupport.tracing import (
+    INPUT,
+    UnsupportedLayerError,
+    copied,
+    named_by,
+    penultimate,
+    trace,
+)
 
 
 @pytest.fixture(scope="module")
@@ -596,3 +603,57 @@ def test_the_penultimate_layer_is_named_by_the_model_or_read_off(model, resnet):
     plain.train()
     penultimate(plain)
     assert plain.training
+
+
+@pytest.mark.parametrize("name", ["0", "0.0", "2"])
+@pytest.mark.parametrize("kind", ["register_forward_hook", "register_forward_pre_hook"])
+def test_a_hook_is_named_before_it_is_given_anything(name, kind):
+    model = nn.Sequential(
+        nn.Sequential(nn.Conv2d(3, 2, 3), nn.ReLU()), nn.Flatten(), nn.Linear(2, 2)
+    )
+    kept = []
+    getattr(model.get_submodule(name), kind)(lambda *told: kept.append(told) and None)
+    with pytest.raises(UnsupportedLayerError, match=f"layer '{name}' has a hook"):
+        trace(model)
+    assert kept == []
+
+
+def test_a_hook_on_the_whole_network_is_no_part_of_it():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 2))
+    model.register_forward_hook(lambda *_: None)
+    assert [layer.name for layer in trace(model)] == ["0", "1"]
+
+
+class Gated(nn.Module):
+    """Squeeze and excitation made of dense layers, and a head of the given kind."""
+
+    def __init__(self, dense):
+        super().__init__()
+        self.conv, self.pool, self.flat = nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+        self.down, self.relu, self.up = nn.Linear(4, 2), nn.ReLU(), nn.Linear(2, 4)
+        self.head = nn.Linear(4, 5) if dense else nn.Conv2d(4, 5, 1)
+        self.dense = dense
+
+    def forward(self, x):
+        x = self.conv(x)
+        gate = self.up(self.relu(self.down(self.flat(self.pool(x)))))
+        x = x * torch.sigmoid(gate).view(x.size(0), -1, 1, 1)
+        if self.dense:
+            return self.head(torch.flatten(self.pool(x), 1))
+        return torch.flatten(F.adaptive_avg_pool2d(self.head(x), 1), 1)
+
+
+def test_what_only_makes_a_gate_says_nothing_of_the_classes():
+    assert penultimate(Gated(dense=False)) is None
+    assert penultimate(Gated(dense=True)) == "flatten"
+
+
+def test_a_compiled_network_is_read_as_what_it_was_made_from():
+    model = Gated(dense=True)
+    compiled = torch.compile(model)
+    assert penultimate(compiled) == penultimate(model)
+    assert [layer.name for layer in trace(copied(compiled))] == [
+        layer.name for layer in trace(copied(model))
+    ]
+    model.penultimate = "relu"
+    assert penultimate(compiled) == "relu"

@@ -14,7 +14,7 @@ import sys
 
 from snakemake.exceptions import WorkflowError
 
-from nbsupport.artifacts import CHAIN, FILTERS, STAGES, USUAL_FILTERS
+from nbsupport.artifacts import CHAIN, FILTERS, STAGES, USUAL_FILTERS, wanted
 from nbsupport.scenarios import PROFILES, Profile, Scenario, expand
 
 KNOWN = {"profile", "scenarios", "runs", "data", "device", "minutes", "filters"}
@@ -53,8 +53,7 @@ GPU = DEVICE == "cuda" or (DEVICE == "auto" and shutil.which("nvidia-smi") is no
 # Several scenarios share the cores of a machine best when each job keeps to few threads; the last
 # ones of a batch have them to themselves. A cluster counts jobs and not cores: its profile tells the
 # threads of each rule (set-threads).
-LAST = {s: "training" if s.attack == "clean" else "detection" for s in SCENARIOS}
-LEFT = [s for s in LAST if not os.path.exists(f"{RUNS}/{PROFILE}/{s}/{LAST[s]}.json")]
+LEFT = [s for s in SCENARIOS if not os.path.exists(f"{RUNS}/{PROFILE}/{s}/{wanted(s)[-1]}.json")]
 try:
     THREADS = max(1, workflow.cores // len(LEFT or SCENARIOS))
 except WorkflowError:

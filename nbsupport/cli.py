@@ -353,8 +353,8 @@ def _execute(options: argparse.Namespace, scenarios: tuple[Scenario, ...]) -> in
             return call(*target, hold=[sign, claim])
         print(said, file=sys.stderr)
         status = call(*target, watch=watch, hold=[sign, claim])
-    done = [run.scenario for run in runs if run.has("detection")]
-    if status and 0 < len(done) < len(runs):
+    done = [run.scenario for run in runs if status and run.has("detection")]
+    if 0 < len(done) < len(runs):
         names = " ".join(map(str, done))
         print(
             f"tables of what is finished: make run {_words(runs[0], options.data)} "

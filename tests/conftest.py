@@ -21,6 +21,10 @@ from nbsupport.scenarios import PROFILES, Scenario
 
 torch.set_num_threads(1)
 mpl.use("Agg")
+# A make that a test calls is told nothing by the make that runs the tests, nor by the shell.
+settings = "PROFILE SCENARIOS DATA RUNS JOBS GPUS DEVICE MINUTES GRID KEEP FILTERS FIGURES"
+for name in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", *settings.split()):
+    os.environ.pop(name, None)
 
 
 def pytest_collection_modifyitems(items):

@@ -330,7 +330,24 @@ class Run:
                 raise ArtifactError(
                     f"{path} is stale: {file.resolve()} has changed since it was made; {remedy}"
                 )
+        if stage != "attack" and not self._of_these_images(body):
+            raise ArtifactError(
+                f"{path} is stale: it was made from other images than {self.path('attack').name} "
+                f"beside it names now; {remedy}"
+            )
         return body
+
+    def _of_these_images(self, body: Mapping[str, Any]) -> bool:
+        """Whether a stage was made from the images of the attack, where both tell theirs.
+
+        The attack's payload holds no image but those that were changed, none for a clean run: its
+        checksum says nothing of the others.
+        """
+        try:
+            mine = json.loads(self.path("attack").read_text())["result"]["fingerprint"]
+            return body["result"]["fingerprint"] == mine
+        except (OSError, ValueError, KeyError, TypeError):
+            return True
 
     def copy_to(self, runs: Path, stages: Iterable[str]) -> "Run":
         """Copy finished stages into another folder of runs, in the order given.

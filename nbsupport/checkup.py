@@ -84,37 +84,51 @@ def load_network(builder: str, weights: str | Path) -> nn.Module:
     return model.float().eval()
 
 
-_NEIGHBOURS: set[str] = set()
-"""Names of the modules that the last network brought with it."""
+_LAST: dict[str, Any] = {"folder": None, "before": set(), "appended": False}
+"""Where the last network came from, and the modules that were there before it."""
 
 
 @contextmanager
 def _importable(path: Path) -> Iterator[Any]:
     """Run a file as a module; meanwhile its neighbours can be imported, as from its own folder.
 
-    They stay for as long as the network may ask for them, and are forgotten before the next one
-    is loaded, which may have others of the same names.
+    They stay for as long as the network may ask for them (its folder then is the last place to look
+    in, so that it hides nothing), and are forgotten before the next one is loaded, which may have
+    others of the same names.
     """
-    for name in _NEIGHBOURS & set(sys.modules):
-        del sys.modules[name]
-    importlib.invalidate_caches()
-    before = set(sys.modules)
+    _forget_the_last()
+    before, folder = set(sys.modules), str(path.parent)
     spec = importlib.util.spec_from_file_location(f"network_of_{path.stem}", path)
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    sys.path.insert(0, str(path.parent))
+    sys.path.insert(0, folder)
     try:
         spec.loader.exec_module(module)
         yield module
     finally:
-        sys.path.remove(str(path.parent))
-        _NEIGHBOURS.clear()
-        for name in set(sys.modules) - before:
-            # A folder without __init__.py is a module without a file.
-            told = sys.modules[name]
-            places = [getattr(told, "__file__", None), *getattr(told, "__path__", ())]
-            files = [Path(place) for place in places if place]
-            if any(f.is_relative_to(path.parent) and "site-packages" not in f.parts for f in files):
-                _NEIGHBOURS.add(name)
+        sys.path.remove(folder)
+        appended = folder not in sys.path
+        sys.path.extend([folder] * appended)
+        _LAST.update(folder=path.parent, before=before, appended=appended)
+
+
+def _forget_the_last() -> None:
+    """Forget the last network's modules and folder."""
+    folder = _LAST["folder"]
+    if folder is None:
+        return
+    for name in set(sys.modules) - _LAST["before"]:
+        if name.partition(".")[0] in _LAST["before"]:
+            continue  # a later part of what was there, of this package in its own folder say
+        # A folder without __init__.py is a module without a file.
+        told = sys.modules[name]
+        places = [getattr(told, "__file__", None), *getattr(told, "__path__", ())]
+        files = [Path(place) for place in places if place]
+        if any(f.is_relative_to(folder) and "site-packages" not in f.parts for f in files):
+            del sys.modules[name]
+    if _LAST["appended"] and str(folder) in sys.path:
+        sys.path.remove(str(folder))
+    importlib.invalidate_caches()
+    _LAST.update(folder=None)
 
 
 def load_images(path: str | Path) -> Split:

@@ -111,8 +111,16 @@ class Split:
         Split
             A copy of the chosen rows.
         """
-        index = torch.as_tensor(index)
-        if index.numel() == 0 and index.dtype != torch.bool:
+        if not isinstance(index, Tensor):
+            index = np.asarray(index)
+            if index.size and index.dtype.kind not in "biu":
+                raise TypeError(
+                    f"the index is of {index.dtype}; expected whole numbers (positions) or "
+                    "booleans (a mask)"
+                )
+            # A copy: torch takes neither negative strides nor all kinds of integers.
+            index = torch.from_numpy(np.array(index, bool if index.dtype == bool else np.int64))
+        elif index.dtype == torch.uint8:  # torch takes it for a mask
             index = index.to(torch.int64)
         return Split(self.images[index], self.labels[index], self.ids[index], self.tracks[index])
 

@@ -8,6 +8,9 @@ bit on a CPU; on a GPU as far as sums are formed in a fixed order, for which cuD
 import copy
 import math
 import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -112,13 +115,11 @@ def fit(
     optimizer, scheduler = _optimizer(model, profile, steps)
     history: list[Epoch] = []
     best: dict = {}
-    if checkpoint and checkpoint.exists():
-        state = torch.load(checkpoint, map_location=device, weights_only=True)
-        if state["identity"] == identity:
-            model.load_state_dict(state["model"])
-            optimizer.load_state_dict(state["optimizer"])
-            scheduler.load_state_dict(state["scheduler"])
-            history, best = [Epoch(**epoch) for epoch in state["history"]], state["best"]
+    if checkpoint and (state := _load_checkpoint(checkpoint, identity)):
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        scheduler.load_state_dict(state["scheduler"])
+        history, best = [Epoch(**epoch) for epoch in state["history"]], state["best"]
     for number in range(len(history), profile.epochs):
         if _stalled(history, profile.patience):
             break
@@ -130,7 +131,7 @@ def fit(
         # Dropout draws from torch's global generator: seed it for the epoch, then give it back.
         with (
             torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
-            torch.backends.cudnn.flags(enabled=True, deterministic=True),
+            _deterministic(),
         ):
             torch.manual_seed(seed * 1000 + number)
             for step, batch in enumerate(order.split(profile.batch_size)):
@@ -212,6 +213,34 @@ def _stalled(history: list[Epoch], patience: int) -> bool:
     """Whether the last ``patience`` epochs brought no lower validation loss."""
     losses = [epoch.validation_loss for epoch in history]
     return len(losses) > patience and min(losses[-patience:]) > min(losses[:-patience])
+
+
+@contextmanager
+def _deterministic() -> Iterator[None]:
+    """Convolutions that sum in the same order each time; other settings of cuDNN stay."""
+    cudnn = torch.backends.cudnn
+    before = cudnn.deterministic, cudnn.benchmark
+    cudnn.deterministic, cudnn.benchmark = True, False
+    try:
+        yield
+    finally:
+        cudnn.deterministic, cudnn.benchmark = before
+
+
+def _load_checkpoint(path: Path, identity: str) -> dict | None:
+    """Read where an interrupted training stood; nothing of another one, or of what is damaged."""
+    if not path.exists():
+        return None
+    try:
+        # To the CPU: the optimiser's counters stay there, and the rest is copied from there.
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        return state if state["identity"] == identity else None
+    except Exception as error:  # torch raises all kinds of what is no checkpoint
+        warnings.warn(
+            f"{path} cannot be read ({type(error).__name__}: {error}): training begins anew",
+            stacklevel=3,
+        )
+        return None
 
 
 def _save_checkpoint(path, identity, model, optimizer, scheduler, history, best) -> None:

@@ -292,6 +292,22 @@ def test_stale_artefact_is_refused(saved):
         saved.load("training")
 
 
+def test_what_was_made_from_other_images_is_stale(run):
+    """The payload of a clean run holds no image, whatever it was made from."""
+    run.save("attack", ARRAYS, {"fingerprint": "a" * 64})
+    run.save(
+        "training", {"w": torch.ones(2)}, {"fingerprint": "a" * 64}, made_from=((run, "attack"),)
+    )
+    assert run.has("training")
+    run.save("attack", ARRAYS, {"fingerprint": "b" * 64})
+    assert run.has("attack")
+    with pytest.raises(ArtifactError, match=r"training\.json is stale: .*other images") as error:
+        run.weights()
+    assert run.command("training") in str(error.value)
+    run.save("attack", ARRAYS, {"fingerprint": "a" * 64})
+    assert run.has("training")
+
+
 def test_rerun_with_the_same_arrays_makes_nothing_stale(saved):
     saved.save("training", {"w": torch.ones(2)}, {}, made_from=((saved, "attack"),))
     before = saved.path("attack").read_text()

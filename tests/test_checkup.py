@@ -112,6 +112,34 @@ class Late(nn.Flatten):
     assert model(torch.zeros(1, 3, 32, 32)).shape == (1, 4)
 
 
+def test_a_neighbour_may_be_asked_for_first_when_the_network_runs(own):
+    (own / "later.py").write_text("SCALE = 2\n")
+    builder = """
+from torch import nn
+
+class Late(nn.Flatten):
+    def forward(self, x):
+        import later
+        return super().forward(x) * later.SCALE
+
+def make():
+    return nn.Sequential(Late(), nn.Linear(3072, 4))
+"""
+    (own / "mine.py").write_text(builder)
+    checkup._forget_the_last()  # of another test
+    before = list(sys.path)
+    for scale in (2, 3):
+        (own / "later.py").write_text(f"SCALE = {scale}\n# {'another' * scale}\n")
+        model = checkup.load_network(f"{own}/mine.py:make", own / "weights.safetensors")
+        x = torch.rand(1, 3, 32, 32)
+        torch.testing.assert_close(model(x), model[1](scale * x.flatten(1)))
+        assert sys.path == [*before, str(own)]
+    assert "later" in sys.modules
+    checkup._forget_the_last()
+    assert "later" not in sys.modules
+    assert sys.path == before
+
+
 def test_files_that_are_not_there_are_named(own):
     with pytest.raises(FileNotFoundError, match=r"yours.py is not there"):
         checkup.load_network(f"{own}/yours.py:make", own / "weights.safetensors")
@@ -188,7 +216,7 @@ def test_a_builder_may_use_what_modules_may(own):
     )
     model = checkup.load_network(f"{own}/deep.py:build", own / "weights.safetensors")
     assert next(model.parameters()).dtype == torch.float32
-    assert str(own) not in sys.path
+    assert sys.path[-1] == str(own), "the last place to look in"
 
 
 class Viewed(nn.Module):

@@ -43,6 +43,16 @@ def test_select_keeps_the_columns_together(made):
     assert set(train.of_class(7).labels.tolist()) == {7}
     with pytest.raises(ValueError, match="class is 43; the classes are 0 to 42"):
         train.of_class(43)
+    order = np.array([5, 3, 0])
+    for kind in (np.uint8, np.int16, np.uint64, ">i4"):
+        assert train.select(order.astype(kind)).ids.tolist() == [5, 3, 0]
+    assert train.select(order[::-1]).ids.tolist() == [0, 3, 5]
+    assert train.select(torch.tensor([1, 0], dtype=torch.uint8)).ids.tolist() == [1, 0]
+    mask = np.arange(len(train)) > len(train) - 3
+    assert train.select(mask[::-1]).ids.tolist() == [0, 1]
+    assert train.select(mask.tolist()).ids.tolist() == [len(train) - 2, len(train) - 1]
+    with pytest.raises(TypeError, match="the index is of float64; expected whole numbers"):
+        train.select(np.array([0.0, 1.0]))
 
 
 def test_a_split_of_unequal_columns_is_refused():

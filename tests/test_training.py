@@ -225,6 +225,38 @@ def test_foreign_checkpoint_is_left_aside(train, validation, tmp_path):
     assert again == found, "the file now holds this training"
 
 
+@pytest.mark.parametrize("damage", ["half", "empty", "another"])
+def test_a_damaged_checkpoint_is_named_and_begun_anew(train, validation, tmp_path, damage):
+    checkpoint = tmp_path / "c.pt"
+    options = {"checkpoint": checkpoint, "identity": "this"}
+    model, history = run(train, validation, CONSTANT, **options)
+    whole = checkpoint.read_bytes()
+    checkpoint.write_bytes(
+        {"half": whole[: len(whole) // 2], "empty": b"", "another": b"eee"}[damage]
+    )
+    with pytest.warns(UserWarning, match=r"c\.pt cannot be read .*: training begins anew"):
+        again, found = run(train, validation, CONSTANT, **options)
+    assert weights(again) == weights(model)
+    assert without_seconds(found) == without_seconds(history)
+    assert len(checkpoint.read_bytes()) == pytest.approx(len(whole), rel=0.01)
+
+
+def test_settings_of_cudnn_are_left_as_they_were(train, validation):
+    seen, cudnn = [], torch.backends.cudnn
+    keys = "deterministic", "benchmark"
+    before = [getattr(cudnn, key) for key in keys]
+    try:
+        cudnn.deterministic, cudnn.benchmark = False, True
+        run(
+            train, validation, replace(CONSTANT, epochs=1),
+            progress=lambda *_: seen.append([getattr(cudnn, key) for key in keys]),
+        )  # fmt: skip
+        assert seen[0] == [True, False]
+        assert [getattr(cudnn, key) for key in keys] == [False, True]
+    finally:
+        cudnn.deterministic, cudnn.benchmark = before
+
+
 def test_identity_tells_trainings_apart(tmp_path, monkeypatch):
     one = Run(tmp_path, CONSTANT, Scenario())
     other = replace(one, scenario=Scenario(repetition=1))

@@ -159,6 +159,11 @@ class Attributor:
         # The layers behind the end, last one first.
         position = [INPUT, *self.network.names].index(self._end)
         self._sweep = self.network.layers[position:][::-1]
+        if not self._sweep:
+            raise ValueError(
+                f"stop_at={self._end!r} is the last layer, whose output are the logits: there is "
+                "nothing to propagate; choose an earlier one"
+            )
         within = {layer.name for layer in self._sweep}
         sources = {name for layer in self._sweep for name in layer.inputs} - within
         if sources != {self._end}:

@@ -49,8 +49,7 @@ def augment(images: Tensor, generator: torch.Generator) -> Tensor:
             f"images have shape {tuple(images.shape)}; the paper's transforms need (n, 3, h, h): "
             "three channels, whose colours jitter, and a square, which is turned"
         )
-    if images.dtype == torch.uint8:
-        images = images.float() / 255
+    images = images.float() / (255 if images.dtype == torch.uint8 else 1)
     device = images.device
 
     def uniform(low: float, high: float, *tries: int) -> Tensor:

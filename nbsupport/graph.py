@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 
 import torch
@@ -144,23 +144,8 @@ class Network:
         GPUs would otherwise round float32 to 10 bits of mantissa (TF32), and autocast to 7, which
         small denominators of the rules amplify.
         """
-        try:
-            before = torch.get_float32_matmul_precision()
-        except RuntimeError:  # set by the newer switches, which bear no look at the older ones
-            with torch.autocast(self.device.type, enabled=False), _ieee():
-                yield
-            return
-        cudnn = torch.backends.cudnn
-        kept = {"benchmark": cudnn.benchmark, "deterministic": cudnn.deterministic}
-        torch.set_float32_matmul_precision("highest")
-        try:
-            with (
-                torch.autocast(self.device.type, enabled=False),
-                cudnn.flags(enabled=True, allow_tf32=False, **kept),
-            ):
-                yield
-        finally:
-            torch.set_float32_matmul_precision(before)
+        with torch.autocast(self.device.type, enabled=False), _unrounded():
+            yield
 
     def forward(self, images: Tensor, keep: Collection[str] = ()) -> Forward:
         """Compute the logits, keeping the outputs named in `keep` and dropping the others early.
@@ -227,18 +212,38 @@ class Network:
 
 
 @contextmanager
-def _ieee() -> Iterator[None]:
-    """No rounding of float32, by the switches that torch has since version 2.9."""
-    backends = torch.backends
-    places = backends.cuda.matmul, backends.cudnn.conv, backends.mkldnn.matmul, backends.mkldnn.conv
+def _unrounded() -> Iterator[None]:
+    """No rounding of float32, by the switches that torch always had and those since version 2.9.
+
+    The older ones bear no look where the newer ones say something else, and then are left alone;
+    where they can be read both must say the same, or products of matrices fail on a GPU.
+    """
+    backends, matmul, tf32 = torch.backends, None, None
+    with suppress(RuntimeError):
+        matmul = torch.get_float32_matmul_precision()
+    with suppress(RuntimeError):
+        tf32 = backends.cudnn.allow_tf32
+    places = []
+    if hasattr(backends, "fp32_precision"):
+        places = [backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn]
+        places += [backends.mkldnn.matmul, backends.mkldnn.conv]
     before = [place.fp32_precision for place in places]
     try:
+        _set_older("highest" if matmul else None, None if tf32 is None else False)
         for place in places:
             place.fp32_precision = "ieee"
         yield
     finally:
+        _set_older(matmul, tf32)
         for place, precision in zip(places, before, strict=True):
             place.fp32_precision = precision
+
+
+def _set_older(matmul: str | None, tf32: bool | None) -> None:
+    if matmul is not None:
+        torch.set_float32_matmul_precision(matmul)
+    if tf32 is not None:
+        torch.backends.cudnn.allow_tf32 = tf32
 
 
 def _check_shapes(layer: Layer, inputs: list[Tensor]) -> None:

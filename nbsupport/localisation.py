@@ -44,6 +44,8 @@ def relevance_rank_accuracy(heatmaps: Tensor, masks: Tensor) -> Tensor:
     """Measure how many of the k most relevant pixels lie inside a mask of k pixels.
 
     Arras et al. 2022. Pixels are ranked by their signed relevance: negative relevance ranks last.
+    Where pixels of one value stand on either side of place k, they are drawn by lot: each counts
+    by its chance to be among the k.
 
     Parameters
     ----------
@@ -64,11 +66,13 @@ def relevance_rank_accuracy(heatmaps: Tensor, masks: Tensor) -> Tensor:
     """
     _check(heatmaps, masks)
     flat = (heatmaps == heatmaps[:, :1, :1]).flatten(1).all(1)
-    order = heatmaps.flatten(1).argsort(dim=1, descending=True, stable=True)
-    hits = masks.flatten(1).gather(1, order)
-    sizes = hits.sum(1)
-    top = torch.arange(hits.shape[1], device=hits.device) < sizes[:, None]
-    return ((hits & top).sum(1) / sizes).masked_fill(flat, torch.nan)
+    values, inside = heatmaps.flatten(1), masks.flatten(1)
+    sizes = inside.sum(1)
+    last = values.sort(dim=1, descending=True).values.gather(1, sizes[:, None] - 1)
+    above, tied = values > last, values == last
+    chance = (sizes - above.sum(1)) / tied.sum(1)
+    hits = (inside & above).sum(1) + (inside & tied).sum(1) * chance
+    return (hits / sizes).masked_fill(flat, torch.nan)
 
 
 def pointing_game(heatmaps: Tensor, masks: Tensor) -> Tensor:

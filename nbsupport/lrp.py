@@ -130,11 +130,9 @@ def explain(
     UnsupportedLayerError
         If relevance cannot be propagated exactly through the model.
     """
-    if images.ndim != 4 or len(images) == 0:
-        raise ValueError(f"images have shape {tuple(images.shape)}; needs (n > 0, c, h, w)")
+    target = _checked(target, images)
     attribute, network = _attributor(model, composite, device)
     network.check_names(layers)
-    target = _checked(target, len(images))
     batches, batch_size = [], at_a_time(batch_size, images)
     for first in range(0, len(images), batch_size):
         part = slice(first, first + batch_size)
@@ -174,15 +172,19 @@ def _attributor(model, composite, device):
     return attribute, network
 
 
-def _checked(target, n):
-    """Bring targets to tensors, of one class each or one an image."""
+def _checked(target, images):
+    """Check that there are images; bring targets to tensors, of one class each or one an image."""
+    if images.ndim != 4 or len(images) == 0:
+        raise ValueError(f"images have shape {tuple(images.shape)}; needs (n > 0, c, h, w)")
     if isinstance(target, tuple):
-        return tuple(_checked(one, n) for one in target)
+        return tuple(_checked(one, images) for one in target)
     if isinstance(target, int | str):
         return target
     target = torch.as_tensor(target)
-    if target.ndim and len(target) != n:
-        raise ValueError(f"target has shape {tuple(target.shape)}, but there are {n} images")
+    if target.ndim and len(target) != len(images):
+        raise ValueError(
+            f"target has shape {tuple(target.shape)}, but there are {len(images)} images"
+        )
     return target
 
 
@@ -252,6 +254,7 @@ def per_layer_conservation(
     list of LayerConservation
         In the order of the sweep, last layer first. ``pandas.DataFrame`` takes it as it is.
     """
+    target = _checked(target, images)
     attributor, _ = _attributor(model, composite, device)
     if not isinstance(attributor, Attributor):
         raise ValueError(f"{composite!r} has no layers to follow; choose one of {[*COMPOSITES]}")

@@ -268,7 +268,8 @@ class Gamma(Rule):
         # Before a ReLU, outputs below zero have no relevance, and the first share is all.
         if not z.clamp(max=0).mul_(R).any():
             return self._share(layer, R, _terms_by_sign(a, raised, lowered), bias)
-        shares, drawn = self._share(layer, R * (z > 0), _terms_by_sign(a, raised, lowered), bias)
+        # As above, what is exactly 0 goes with the positive ones.
+        shares, drawn = self._share(layer, R * (z >= 0), _terms_by_sign(a, raised, lowered), bias)
         bias = None if b is None else b + self.gamma * b.clamp(max=0)
         more, more_drawn = self._share(layer, R * (z < 0), _terms_by_sign(a, lowered, raised), bias)
         return shares + more, drawn + more_drawn

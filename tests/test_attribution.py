@@ -410,6 +410,12 @@ def test_relevance_must_not_pass_the_end_by_a_shortcut(resnet, images):
         lrp.Attributor(resnet, inside)
 
 
+def test_nothing_is_propagated_from_the_last_layer_to_itself(resnet):
+    last = lrp.Attributor(resnet, lrp.COMPOSITES["gamma"]).network.names[-1]
+    with pytest.raises(ValueError, match=f"'{last}' is the last layer.*choose an earlier one"):
+        lrp.Attributor(resnet, replace(lrp.COMPOSITES["gamma"], stop_at=last))
+
+
 def test_an_addition_may_add_a_layer_to_itself(images):
     class Twice(nn.Module):
         def __init__(self):

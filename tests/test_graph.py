@@ -269,21 +269,62 @@ def test_logits_are_rows():
         target_weights(torch.zeros(2, 3, 1, 1), 0)
 
 
-@pytest.mark.parametrize("place", ["cuda.matmul", "", "mkldnn.matmul"])
-def test_full_precision_holds_whichever_switches_of_torch_were_used(python, place):
-    # In a process of its own: what these switches were before cannot be put back.
-    python(f"""
+SWITCHES = """
 import torch
 from torch import nn
 from nbsupport.graph import Network
-switches = torch.backends{"." + place if place else ""}
-switches.fp32_precision = "tf32"
-network = Network(nn.Sequential(nn.Flatten(), nn.Linear(12, 2)))
+
+def at(place):
+    found = torch.backends
+    for name in place.split("."):
+        found = getattr(found, name) if name else found
+    return found
+
+def older(read):
+    try:
+        return read()
+    except RuntimeError:
+        return "refused"
+
+def all_switches():
+    places = "", "cuda.matmul", "cudnn", "cudnn.conv", "cudnn.rnn", "mkldnn.matmul", "mkldnn.conv"
+    cudnn = torch.backends.cudnn
+    olds = torch.get_float32_matmul_precision, lambda: cudnn.allow_tf32
+    said = [at(place).fp32_precision for place in places] + [older(read) for read in olds]
+    return said + [cudnn.enabled, cudnn.benchmark, cudnn.deterministic]
+
+network = Network(nn.Sequential(nn.Conv2d(3, 2, 2), nn.Flatten(), nn.Linear(2, 2)))
+"""
+
+
+@pytest.mark.parametrize(
+    "place", ["", "cuda.matmul", "cudnn", "cudnn.conv", "cudnn.rnn", "mkldnn.matmul", "mkldnn.conv"]
+)
+def test_full_precision_holds_whichever_switches_of_torch_were_used(python, place):
+    # In a process of its own: what these switches were before cannot be put back.
+    kinds = ("ieee", "tf32") if place.startswith("cud") else ("ieee", "tf32", "bf16")
+    python(f"""{SWITCHES}
+for precision in {kinds}:
+    at("{place}").fp32_precision = precision
+    before = all_switches()
+    with network.full_precision():
+        for name in ("cuda.matmul", "cudnn.conv", "mkldnn.matmul", "mkldnn.conv"):
+            assert at(name).fp32_precision == "ieee", (precision, name)
+        if before[-5] != "refused":
+            assert not torch._C._get_cublas_allow_tf32()  # raises if older and newer ones differ
+        network.forward(network.images(torch.rand(2, 3, 2, 2)))
+    assert all_switches() == before, (precision, all_switches(), before)
+""")
+
+
+def test_a_look_leaves_torch_s_newer_switches_as_free_as_they_were(python):
+    python(f"""{SWITCHES}
+before = all_switches()
 with network.full_precision():
-    told = torch.backends.cuda.matmul.fp32_precision, torch.backends.mkldnn.matmul.fp32_precision
-    assert not {{"tf32", "bf16"}} & set(told), told
-    network.forward(network.images(torch.rand(2, 3, 2, 2)))
-assert switches.fp32_precision == "tf32"
+    pass
+assert all_switches() == before
+torch.backends.fp32_precision = "tf32"
+assert torch.backends.cuda.matmul.fp32_precision == "tf32"
 """)
 
 

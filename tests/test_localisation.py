@@ -47,6 +47,22 @@ def test_a_heatmap_of_one_value_ranks_nothing(heatmaps, masks):
     assert relevance_rank_accuracy(heatmaps, masks).isnan().tolist() == [False, False, True, False]
 
 
+def test_rank_draws_lots_where_values_are_equal(masks):
+    plateau = torch.zeros(1, 4, 4)
+    plateau[0, :2, 1:3] = 1  # two of its four pixels are in the mask
+    plateau[0, 0, 0] = 2
+    # One for sure, and three of the four of the plateau, of which two are in the mask.
+    expected = [(1 + 2 * 3 / 4) / 4]
+    mask = masks[:1]
+    for turned in ((), (1,), (2,), (1, 2)):
+        found = relevance_rank_accuracy(plateau.flip(turned), mask.flip(turned))
+        assert found.tolist() == pytest.approx(expected)
+    one = torch.zeros(1, 4, 4)
+    one[0, 3, 0] = 1
+    # The hot pixel is off target; the other three places fall among fifteen pixels, four inside.
+    assert relevance_rank_accuracy(one, mask).tolist() == pytest.approx([4 * 3 / 15 / 4])
+
+
 def test_rank_uses_the_size_of_each_mask(masks):
     heatmaps = torch.zeros(4, 4, 4)
     heatmaps[:, 0] = torch.tensor([4.0, 3, 2, 1])

@@ -165,6 +165,9 @@ def test_wrong_settings_name_the_choices(model, images):
         lrp.explain(model, images[0])
     with pytest.raises(ValueError, match="no layers to follow"):
         lrp.per_layer_conservation(model, images, "grad_cam")
+    for wrong in (images[0], images[:0]):
+        with pytest.raises(ValueError, match=r"needs \(n > 0, c, h, w\)"):
+            lrp.per_layer_conservation(model, wrong, "gamma")
 
 
 def test_unsupported_layers_are_refused_by_name(images):

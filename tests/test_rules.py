@@ -97,6 +97,19 @@ def test_rule_is_its_formula(name, signs, dense, rng):
     assert torch.allclose(share, expected, rtol=1e-7, atol=1e-9)
 
 
+def test_gamma_gives_an_image_its_share_whoever_is_beside_it():
+    layer = nn.Linear(2, 2, bias=False).double().requires_grad_(False)
+    layer.weight.copy_(torch.tensor([[1.0, -1.0], [-1.0, -1.0]]))
+    a = torch.ones(2, 2, dtype=torch.float64)
+    z, R = layer(a), torch.tensor([[1.0, 0.0], [1.0, -2.0]], dtype=torch.float64)
+    assert z[0].tolist() == [0, -2]
+    together, drawn = rules.Gamma()(affine(layer), a, z, R)
+    alone, alone_drawn = rules.Gamma()(affine(layer), a[:1], z[:1], R[:1])
+    torch.testing.assert_close(together[:1], alone)
+    torch.testing.assert_close(drawn[:1], alone_drawn)
+    assert alone.sum() == pytest.approx(1, abs=1e-4)
+
+
 def test_values_outside_the_box_are_refused(dense):
     a, R = torch.full((1, 6), 2.5, dtype=torch.float64), torch.ones(1, 5, dtype=torch.float64)
     with pytest.raises(ValueError, match=r"from 2.5 to 2.5, and its box is -1 to 2; give ZBox"):

@@ -135,8 +135,8 @@ def _better_than_euclid(networks: pd.DataFrame) -> Answer:
     rates = ["auroc_heatmap", "auroc_heatmap_euclidean"]
     better, told = {}, []
     for where, same in (("in different positions", "!="), ("in one position", "==")):
-        rule = f"attack {same} 'amplitude' and percent > 2"
-        apart = separation(_some(networks, rule, " ".join(rates))[rates])
+        some = _some(networks, f"attack {same} 'amplitude'", " ".join(rates))
+        apart = separation(some[rates])
         better[where] = list(apart[rates[0]] > apart[rates[1]])
         told += [f"{_count(better[where])} with triggers {where}"] * bool(len(apart))
     # The sentence is about the first kind; the second shows what it leaves out.

@@ -239,7 +239,7 @@ def test_a_distance_sets_apart_whichever_group_is_called_poison():
     assert answer(ask, turned)[0] == HOLDS
     assert answer(ask, still)[0] == OPEN, "the sentence is about different positions"
     rare = network("standard-s3-p02-r0", heatmap=(*GOOD, 55.0), heatmap_euclidean=(*GOOD, 99.0))
-    assert answer(ask, turned, rare)[0] == HOLDS, "at 2 % nothing is asked"
+    assert answer(ask, turned, rare)[0] == PARTLY, "rare poison counts as well"
     verdict, here = answer(ask, turned, still)
     assert verdict == HOLDS
     assert here.endswith(

@@ -9,7 +9,7 @@ import pytest
 
 from nbsupport import ROOT, ablation, lrp, paper, tables
 from nbsupport.poison_detector import PoisonDetector
-from nbsupport.scenarios import PAPER
+from nbsupport.scenarios import PAPER, Scenario
 
 PAGES = [(ROOT / name).read_text() for name in ("README.md", "figures/README.md")]
 TEXT = " ".join(" ".join(PAGES).split())
@@ -136,7 +136,11 @@ def what_came_out():
     )
     alone = read("without_poison")
     assert not alone.called_poisoned.any()
-    yield f"all {clean.classes} classes, and on {len(alone)} attacked classes without their poison"
+    (target,) = {Scenario.parse(name).target_class for name in alone.scenario}
+    yield (
+        f"all {clean.classes} classes, and on the attacked class without its poison in "
+        f"{len(alone)} networks (it is class {target} in all"
+    )
     (missed,) = judged("poison_detector").loc[["blended-a20-p15"]].tpr
     assert missed == 0
 

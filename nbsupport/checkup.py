@@ -112,7 +112,8 @@ def _importable(path: Path) -> Iterator[Any]:
 
 
 def _forget_the_last() -> None:
-    """Forget the last network's modules and folder."""
+    """Forget the last network's modules and folder, and what Python remembers of folders."""
+    importlib.invalidate_caches()
     folder = _LAST["folder"]
     if folder is None:
         return
@@ -127,7 +128,6 @@ def _forget_the_last() -> None:
             del sys.modules[name]
     if _LAST["appended"] and str(folder) in sys.path:
         sys.path.remove(str(folder))
-    importlib.invalidate_caches()
     _LAST.update(folder=None)
 
 

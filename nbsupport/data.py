@@ -120,7 +120,8 @@ class Split:
                 )
             # A copy: torch takes neither negative strides nor all kinds of integers.
             index = torch.from_numpy(np.array(index, bool if index.dtype == bool else np.int64))
-        elif index.dtype == torch.uint8:  # torch takes it for a mask
+        elif index.dtype == torch.uint8 or (not index.numel() and index.dtype != torch.bool):
+            # Bytes would be a mask to torch; an empty list becomes a tensor of floats.
             index = index.to(torch.int64)
         return Split(self.images[index], self.labels[index], self.ids[index], self.tracks[index])
 

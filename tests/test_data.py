@@ -46,6 +46,7 @@ def test_select_keeps_the_columns_together(made):
     order = np.array([5, 3, 0])
     for kind in (np.uint8, np.int16, np.uint64, ">i4"):
         assert train.select(order.astype(kind)).ids.tolist() == [5, 3, 0]
+    assert len(train.select(torch.tensor([]))) == 0
     assert train.select(order[::-1]).ids.tolist() == [0, 3, 5]
     assert train.select(torch.tensor([1, 0], dtype=torch.uint8)).ids.tolist() == [1, 0]
     mask = np.arange(len(train)) > len(train) - 3

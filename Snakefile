@@ -15,7 +15,7 @@ import sys
 from snakemake.exceptions import WorkflowError
 
 from nbsupport.artifacts import CHAIN, FILTERS, STAGES, USUAL_FILTERS, wanted
-from nbsupport.scenarios import PROFILES, Profile, Scenario, expand
+from nbsupport.scenarios import DEVICES, PROFILES, Profile, Scenario, expand
 
 KNOWN = {"profile", "scenarios", "runs", "data", "device", "minutes", "filters"}
 if unknown := set(config) - KNOWN:
@@ -36,8 +36,8 @@ if unknown := set(DROP) - set(FILTERS):
 POISONED = [scenario for scenario in SCENARIOS if scenario.attack != "clean"]
 RUNS = str(config.get("runs", "data/runs"))
 DEVICE = str(config.get("device", "auto"))
-if DEVICE not in (known := ("auto", "cpu", "cuda")):
-    sys.exit(f"device is {DEVICE!r}; choose among {', '.join(known)}")
+if DEVICE not in DEVICES:
+    sys.exit(f"device is {DEVICE!r}; choose among {', '.join(DEVICES)}")
 DATA = str(config.get("data", "auto"))
 RUN = f"{RUNS}/{PROFILE}/{{scenario}}"
 # Generous: five times what one core without bfloat16 needs for the longest step, the training (fast:

@@ -22,6 +22,7 @@ from nbsupport.artifacts import (
 from nbsupport.execution import anchored
 from nbsupport.scenarios import (
     ATTACKS,
+    DEVICES,
     EXTENDED,
     GRAMMAR,
     PAPER,
@@ -68,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     machine.add_argument("--jobs", type=_count(1), default=2, help="jobs (cores) at a time")
     machine.add_argument("--gpus", type=_count(1), default=1, help="jobs on the GPU at a time")
     batch = argparse.ArgumentParser(add_help=False)
-    batch.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    batch.add_argument("--device", default="auto", choices=DEVICES)
     batch.add_argument("--minutes", type=_count(1), help="time limit of each step")
     aside = sorted({stage.make for stage in STAGES.values()} - {"run"})
     batch.add_argument("--stage", choices=aside, help="make this, and only what it needs")

@@ -15,7 +15,7 @@ from typing import Any
 
 from nbsupport import ROOT
 from nbsupport.artifacts import PLACE, Run, code_version
-from nbsupport.scenarios import Profile, Scenario
+from nbsupport.scenarios import DEVICES, Profile, Scenario
 
 __all__ = [
     "ParameterError",
@@ -144,7 +144,7 @@ def resolve(
     scenario = "clean-r0" if scenario is None else scenario
     device, data = ("auto" if value is None else value for value in (device, data))
     check_names(_injected_names(), [*given, *knobs])
-    if device not in ("auto", "cpu", "cuda"):
+    if device not in DEVICES:
         raise ParameterError(f"device is {device!r}; choose 'auto', 'cpu' or 'cuda'")
     run = Run(anchored(runs), Profile.parse(profile), Scenario.parse(scenario))
     return Settings(run, device, data, interactive, {**given, **knobs})

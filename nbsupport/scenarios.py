@@ -15,6 +15,7 @@ import numpy as np
 
 __all__ = [
     "ATTACKS",
+    "DEVICES",
     "EXTENDED",
     "GRAMMAR",
     "PAPER",
@@ -27,6 +28,9 @@ __all__ = [
 
 ATTACKS = ("clean", "standard", "label_consistent", "amplitude", "blended", "sinusoidal")
 """Attack families: the paper's four, then two that no sticker detector is tuned to."""
+
+DEVICES = ("auto", "cpu", "cuda")
+"""Where a run may compute; "auto" takes a GPU where torch finds one."""
 
 N_CLASSES = 43
 IMAGE_SIDE = 32

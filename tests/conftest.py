@@ -1,6 +1,7 @@
 """What several test modules share: a data set of milliseconds, a network of milliseconds."""
 
 import os
+import random
 import subprocess
 import sys
 from dataclasses import replace
@@ -25,6 +26,14 @@ mpl.use("Agg")
 settings = "PROFILE SCENARIOS DATA RUNS JOBS GPUS DEVICE MINUTES GRID KEEP FILTERS FIGURES"
 for name in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", *settings.split()):
     os.environ.pop(name, None)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup():
+    """Give a network of random weights the same ones whichever tests ran before."""
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002
+    torch.manual_seed(0)
 
 
 def pytest_collection_modifyitems(items):
